@@ -1,0 +1,3 @@
+"""Before any test module: edadm makes torchvision importable beside a CPU-only torch."""
+
+import edadm  # noqa: F401

@@ -1,0 +1,153 @@
+"""params.yaml: what stands in it is right, and whatever is wrong with it is one line."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edadm import params
+from edadm.errors import InputError
+
+ROOT = Path(__file__).parent.parent
+REAL = yaml.safe_load((ROOT / "params.yaml").read_text())
+SYSTEM = "systems.fashion-ddim"
+QUICK = settings(deadline=None, max_examples=25)
+RUN = "runs.fashion-ddim-w4a8"
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("params") / "params.yaml"
+
+
+def problem(file: Path, key: str, value: object) -> str:
+    """The message about the real file with ``value`` put at ``key``."""
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    *folders, last = key.split(".")
+    place = content
+    for folder in folders:
+        place = place[folder]
+    place[last] = value
+    file.write_text(yaml.safe_dump(content))
+    with pytest.raises(InputError) as caught:
+        params.load(file)
+    message = str(caught.value)
+    assert "\n" not in message and message.startswith(f"{file}: ")
+    return message.removeprefix(f"{file}: ")
+
+
+def test_the_real_file() -> None:
+    loaded = params.load(ROOT / "params.yaml")
+    assert set(loaded.runs) == set(REAL["runs"])
+    recipe = loaded.variant("w4a8")
+    assert (recipe.weights, recipe.activations, recipe.eight_bit) == (4, 8, ("conv_in", "conv_out"))
+    assert recipe.reconstruction.iterations == REAL["variants"]["w4a8"]["reconstruction"]["iterations"]
+    assert loaded.variant("fp32").reconstruction.method == "none"
+    assert loaded.system("fashion-ddim").sampling.images["full"] == 10000
+    assert loaded.latency.batches == tuple(REAL["latency"]["batches"])
+
+
+def test_settings_are_read_only() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        params.load(ROOT / "params.yaml").variant("w4a8").weights = 8
+
+
+def test_a_recipe_can_be_made_in_code() -> None:
+    recipe = params.Recipe(weights=4, activations=8)
+    changed = dataclasses.replace(recipe, eight_bit=["conv_in"], reconstruction=params.Reconstruction(method="fbr"))
+    assert changed.eight_bit == ("conv_in",) and recipe.eight_bit == ("conv_in", "conv_out")
+
+
+@pytest.mark.parametrize("accessor", ["system", "variant"])
+def test_unknown_names(accessor: str) -> None:
+    with pytest.raises(InputError, match=rf"^unknown {accessor} 'nope'; params.yaml has \S"):
+        getattr(params.load(ROOT / "params.yaml"), accessor)("nope")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "parts"),
+    [
+        ("variants.w4a8.wieghts", 4, ["unknown key", "weights"]),
+        ("surprise", 1, ["unknown key", "pipeline"]),
+        ("variants.w4a8.weights", "four", ["'four'", "whole number", "2 to 8"]),
+        ("variants.w4a8.weights", 9, ["9", "2 to 8, or 32"]),
+        ("variants.w4a8.weights", 1, ["1", "2 to 8, or 32"]),
+        ("variants.w4a8.weights", 4.5, ["4.5", "whole number"]),
+        ("variants.w4a8.activations", 32, ["both"]),
+        ("variants.w4a8.ranges", "max", ["'max'", "mse, minmax"]),
+        ("variants.w4a8.reconstruction.method", "sgd", ["'sgd'", "fbr, none"]),
+        ("variants.w4a8.reconstruction.iterations", 0, ["0", "at least 1"]),
+        ("variants.w4a8.reconstruction", 5, ["variants.w4a8.reconstruction"]),
+        ("variants.w4a8.eight_bit", "conv_in", ["variants.w4a8.eight_bit"]),
+        ("variants.fp32", {"weights": 8, "activations": 8}, ["variants.fp32.weights", "32"]),
+        ("variants.W4", {"weights": 4, "activations": 8}, ["lower-case"]),
+        (f"{SYSTEM}.calibration.radius_quantile", 1, ["1.0", "between 0 and 1"]),
+        (f"{SYSTEM}.calibration.radius_quantile", math.nan, ["nan"]),
+        (f"{SYSTEM}.calibration.diversity_weight", math.inf, ["inf", "at least 0"]),
+        (f"{SYSTEM}.checkpoint.sha256", "abc", ["'abc'", "64 hexadecimal"]),
+        (f"{SYSTEM}.sampler.name", "euler", ["'euler'", "ddim"]),
+        (f"{SYSTEM}.sampler.spacing", "linear", ["'linear'", "leading, trailing, quadratic"]),
+        (f"{SYSTEM}.sampler", {"name": "ddim", "spacing": "leading"}, ["sampler.steps", "missing"]),
+        (f"{SYSTEM}.sampling.images", {"demo": 5}, ["images", "full"]),
+        (f"{SYSTEM}.sampling.shard", -3, ["-3", "at least 1"]),
+        (f"{SYSTEM}.reference.extractor", "vgg", ["'vgg'", "garment-classifier"]),
+        ("engine.body", "f64", ["'f64'", "f32, bf16"]),
+        ("latency.batches", [1, 0], ["[1, 0]", "at least 1"]),
+        ("latency.batches", [], ["[]", "at least 1"]),
+        ("pipeline.systems", ["nope"], ["'nope'", "fashion-ddim"]),
+        ("pipeline.devices", ["tpu"], ["'tpu'", "cpu"]),
+        ("pipeline.calibrators", [], ["tdac"]),
+        ("runs", {}, ["empty"]),
+        (f"{RUN}.system", "nope", ["'nope'", "fashion-ddim"]),
+        (f"{RUN}.variant", "nope", ["'nope'", "w8a8"]),
+        (f"{RUN}.variant", "w8a8", ["fashion-ddim-w8a8"]),
+        (f"{RUN}.calibrator", "nope", ["'nope'", "tdac"]),
+        (f"{RUN}.calibrator", None, ["None"]),
+        ("runs", {"fashion-ddim-w4a8": REAL["runs"]["fashion-ddim-w4a8"]}, ["fashion-ddim-fp32"]),
+    ],
+)
+def test_what_is_wrong_is_one_line(file: Path, key: str, value: object, parts: list[str]) -> None:
+    message = problem(file, key, value)
+    folder = key.rpartition(".")[0]
+    assert message.startswith((key, folder or key))
+    assert all(part in message for part in parts), message
+
+
+@QUICK
+@given(value=st.one_of(st.integers(max_value=1), st.integers(9, 31), st.integers(min_value=33), st.text(), st.none()))
+def test_no_other_width_is_taken(file: Path, value: object) -> None:
+    if isinstance(value, str) and value.strip().isdigit():
+        return
+    assert problem(file, "variants.w8a8.weights", value).startswith("variants.w8a8.weights: ")
+
+
+@QUICK
+@given(value=st.one_of(st.floats().filter(lambda x: not 0 < x < 1), st.lists(st.integers()), st.booleans()))
+def test_no_other_quantile_is_taken(file: Path, value: object) -> None:
+    key = f"{SYSTEM}.calibration.radius_quantile"
+    assert problem(file, key, value).startswith(f"{key}: ")
+
+
+@QUICK
+@given(key=st.text(st.characters(categories=("Lu", "Ll", "Nd")), min_size=1))
+def test_no_unknown_key_is_taken(file: Path, key: str) -> None:
+    if key not in {field.name for field in dataclasses.fields(params.MetricsParams)}:
+        assert "unknown key" in problem(file, f"metrics.{key}", 1)
+
+
+@QUICK
+@given(content=st.one_of(st.text(), st.binary()))
+def test_any_content_is_one_line(file: Path, content: str | bytes) -> None:
+    file.write_bytes(content.encode(errors="ignore") if isinstance(content, str) else content)
+    with pytest.raises(InputError) as caught:
+        params.load(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"params\.yaml: no such file"):
+        params.load(tmp_path / "params.yaml")
