@@ -1,0 +1,74 @@
+"""Train the garment classifier, the embedded systems' feature extractor."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from edadm.evaluation import metrics, reference
+from edadm.evaluation.garment_classifier import GarmentClassifier, to_float
+from edadm.files import write_json
+from edadm.params import MetricsParams
+from edadm.systems import fashion_mnist
+
+
+def _shifted(images: Tensor, generator: torch.Generator, most: int = 2) -> Tensor:
+    """Each batch moved by up to ``most`` pixels: the black margin makes this a plain roll."""
+    dy, dx = torch.randint(-most, most + 1, (2,), generator=generator).tolist()
+    return images.roll((dy, dx), (2, 3))
+
+
+@torch.no_grad()
+def accuracy(model: GarmentClassifier, images: Tensor, labels: Tensor) -> float:
+    """Share of images (n, 1, 32, 32) uint8 whose largest logit is their label."""
+    model.eval()
+    hits = [
+        model(to_float(x))["logits"].argmax(1) == y for x, y in zip(images.split(500), labels.split(500), strict=True)
+    ]
+    return torch.cat(hits).float().mean().item()
+
+
+def train(
+    out: Path, folder: Path, settings: MetricsParams, epochs: int, batch: int, learning_rate: float, seed: int
+) -> None:
+    """Train on the 60,000 training images; write ``model.safetensors`` and ``config.json`` to ``out``.
+
+    And with it what the metrics compare with: the training images' statistics in its features (``reference.npz``),
+    and what the 10,000 test images get against them (``reference.json``), the floor of every metric.
+    """
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    data = {
+        split: [torch.from_numpy(array.copy()) for array in fashion_mnist.load(split, folder)]
+        for split in ("train", "test")
+    }
+    images, labels = data["train"][0].permute(0, 3, 1, 2), data["train"][1].long()
+    model = GarmentClassifier()
+    steps = epochs * (len(images) // batch)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
+    progress = tqdm(total=steps, desc="garment classifier", unit="step")
+    for _ in range(epochs):
+        model.train()
+        for rows in torch.randperm(len(images), generator=generator).split(batch):
+            if len(rows) < batch:
+                continue
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = model(_shifted(to_float(images[rows]), generator))["logits"]
+            loss = F.cross_entropy(logits.float(), labels[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            progress.update()
+    test = accuracy(model, data["test"][0].permute(0, 3, 1, 2), data["test"][1].long())
+    out.mkdir(parents=True, exist_ok=True)
+    save_file(model.state_dict(), out / "model.safetensors")
+    config = {"test_accuracy": test, "epochs": epochs, "batch": batch, "learning_rate": learning_rate, "seed": seed}
+    write_json(out / "config.json", config)
+    reference.build(fashion_mnist.load("train", folder)[0], out / "reference.npz", "garment-classifier", out)
+    floor = metrics.floor(fashion_mnist.load("test", folder)[0], out / "reference.npz", out, settings)
+    write_json(out / "reference.json", floor)
