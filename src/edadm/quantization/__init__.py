@@ -1,0 +1,1 @@
+"""The method: simulated quantization, TDAC calibration, FBR reconstruction and the quantized checkpoint."""

@@ -1,0 +1,121 @@
+"""The calibration set: one latent of each full-precision trajectory, at a step that the calibrator chose."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from edadm.errors import InputError
+from edadm.files import atomic_write, sha256, write_json
+from edadm.params import CalibrationParams
+from edadm.quantization import tdac
+
+# a trajectory yields (timestep, network input (n, c, h, w)) for each step, given the seeds of its images
+Trajectory = Callable[[range], Iterator[tuple[int, Tensor]]]
+
+
+class _MiddleFeatures:
+    """Keeps the input of the middle attention block (method.md A.2), or the middle block's output if it has none."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        attentions = [a for a in getattr(unet.mid_block, "attentions", []) if a is not None]
+        self.feature: Tensor | None = None
+        if attentions:
+            self.handle = attentions[0].register_forward_pre_hook(lambda _, args: self._keep(args[0]))
+        else:
+            self.handle = unet.mid_block.register_forward_hook(lambda _, args, output: self._keep(output))
+
+    def _keep(self, feature: Tensor) -> None:
+        self.feature = feature
+
+
+def _allocation(calibrator: str, features: Tensor, params: CalibrationParams) -> tdac.Allocation:
+    radius = tdac.radius_from_quantile(features, params.radius_quantile)
+    scored = tdac.allocate(features, params.samples, params.diversity_weight, radius)
+    if calibrator == "tdac":
+        return scored
+    if calibrator == "uniform":
+        counts = tdac.apportion(torch.ones(len(features)), params.samples)
+        return tdac.Allocation(scored.density, scored.diversity, counts, radius)
+    raise InputError(f"calibrator: {calibrator!r} is not one of tdac, uniform")
+
+
+@torch.no_grad()
+def collect(
+    unet: nn.Module, trajectory: Trajectory, calibrator: str, params: CalibrationParams
+) -> tuple[dict[str, Tensor], tdac.Allocation, list[int]]:
+    """Draw the calibration set; returns ``{"x", "t"}``, the allocation and the timesteps in sampling order.
+
+    The first batch of trajectories is kept whole until its mid-block features have decided the counts; of every
+    later trajectory only one latent is kept, so memory is O(samples), not O(steps x samples).
+    """
+    batches = [
+        range(params.seed + start, params.seed + min(start + params.batch, params.samples))
+        for start in range(0, params.samples, params.batch)
+    ]
+    middle = _MiddleFeatures(unet)
+    first, features = [], []
+    for step in tqdm(trajectory(batches[0]), desc="calibration: features", unit="step"):
+        first.append(step)
+        features.append(middle.feature)
+    middle.handle.remove()
+    allocation = _allocation(calibrator, torch.stack(features), params)
+    steps = [timestep for timestep, _ in first]
+    drawn = torch.repeat_interleave(torch.arange(len(steps)), allocation.counts)
+    generator = torch.Generator().manual_seed(params.seed)
+    drawn = drawn[torch.randperm(len(drawn), generator=generator)]
+    latents = []
+    for number, seeds in enumerate(tqdm(batches, desc="calibration: latents", unit="batch")):
+        wanted = drawn[number * params.batch : number * params.batch + len(seeds)]
+        kept: list[Tensor | None] = [None] * len(seeds)
+        for index, (_, x) in enumerate(first if number == 0 else trajectory(seeds)):
+            for row in (wanted == index).nonzero().flatten().tolist():
+                kept[row] = x[row].clone()
+            if index == wanted.max():
+                break
+        latents += kept
+    return {"x": torch.stack(latents), "t": torch.tensor(steps)[drawn]}, allocation, steps
+
+
+def write(
+    out: Path,
+    data: dict[str, Tensor],
+    allocation: tdac.Allocation,
+    steps: list[int],
+    calibrator: str,
+    params: CalibrationParams,
+    checkpoint: Path,
+) -> None:
+    """Write the set to ``out`` (safetensors: x float32 (N, c, h, w), t int64 (N,)) and its description beside it."""
+    atomic_write(out, save(data))
+    write_json(
+        out.with_suffix(".json"),
+        {
+            "calibrator": calibrator,
+            "samples": params.samples,
+            "steps": len(steps),
+            "timesteps": steps,
+            "density": allocation.density.tolist(),
+            "diversity": allocation.diversity.tolist(),
+            "counts": allocation.counts.tolist(),
+            "radius": allocation.radius,
+            "diversity_weight": params.diversity_weight,
+            "seed": params.seed,
+            "checkpoint_sha256": sha256(checkpoint),
+        },
+    )
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The calibration set written by ``write``; InputError when the file is missing or damaged."""
+    try:
+        data = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: not a readable calibration set ({error})") from error
+    if set(data) != {"x", "t"} or len(data["x"]) != len(data["t"]):
+        raise InputError(f"{path}: a calibration set has x and t of one length, this file has {sorted(data)}")
+    return data

@@ -1,0 +1,438 @@
+"""The quantized checkpoint: a folder with ``model.safetensors`` and ``config.json`` that defines exact integers.
+
+Tensors are named by module. Every quantized convolution or linear has
+
+- ``<name>.weight``: int8 in the layer's shape; or, for at most 4 bits, uint8 (n,), see :func:`pack`;
+- ``<name>.weight_scale``: float32 (out,);
+- ``<name>.bias``: float32 (out,), when there is one.
+
+All other parameters of the U-Net are float32 under their diffusers names. ``config.json`` is the diffusers
+configuration of the U-Net plus ``quantization_config``::
+
+    {"quant_method": "eda-dm", "format_version": 1, "recipe": {...},
+     "layers": {name: {"bits", "input_bits", "input_scale", "input_zero_point", "shape",
+                       "stride", "padding", "dilation", "groups"}}}        (the last four for convolutions only)
+
+``input_scale`` is a float32 value; JSON's shortest decimal of it as a double brings the same bits back. A
+full-precision folder is the same without ``quantization_config``. A 1x1 convolution over a skip concatenation may be
+split: its name then stands for ``<name>.parts.0`` and ``<name>.parts.1``, which take the first and the remaining input
+channels and whose outputs are added; only the first has a bias.
+"""
+
+import hashlib
+import json
+import math
+import struct
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from edadm.errors import InputError
+from edadm.files import atomic_write, read_json, sha256, write_json
+from edadm.quantization.quantizer import weight_grid
+
+FORMAT_VERSION = 1
+PACKED_BITS = 4  # weights of at most so many bits are stored two per byte
+CLASSES = {"UNet2DModel": diffusers.UNet2DModel, "UNet2DConditionModel": diffusers.UNet2DConditionModel}
+_PARTS = ".parts."
+
+
+@dataclass(frozen=True, eq=False)
+class IntegerLayer:
+    """One convolution or linear layer as exact integers.
+
+    ``y = input_scale * weight_scale[c] * sum((q_x - input_zero_point) * q_w) + bias[c]``, where
+    ``q_x = clamp(round_half_even(x / input_scale) + input_zero_point, 0, 2**input_bits - 1)`` and padding adds nothing
+    (it is q_x = input_zero_point). Raises InputError when a field does not fit the others; no input can then take the
+    sum out of 32 bits.
+    """
+
+    bits: int  # 2..8
+    weight: Tensor  # int8 (out, in / groups, kh, kw) or (out, in), within weight_grid(bits)
+    weight_scale: Tensor  # float32 (out,), positive
+    bias: Tensor | None  # float32 (out,)
+    input_scale: float  # a float32 value, positive
+    input_zero_point: int  # 0..2**input_bits - 1
+    input_bits: int = 8  # 2..8
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    def __post_init__(self) -> None:
+        for field in ("bits", "input_bits"):
+            if getattr(self, field) not in range(2, 9):
+                raise InputError(f"{field} is {getattr(self, field)!r}, not 2 to 8")
+        if self.weight.dtype != torch.int8 or self.weight.dim() not in (2, 4) or self.weight.numel() == 0:
+            raise InputError(f"weight is {self.weight.dtype} {tuple(self.weight.shape)}, not int8 with 2 or 4 axes")
+        if not self.is_convolution and self.geometry != ((1, 1), (0, 0), (1, 1), 1):
+            raise InputError("a linear layer has no stride, padding, dilation or groups")
+        if self.groups < 1 or len(self.weight) % self.groups:
+            raise InputError(f"{len(self.weight)} outputs cannot form {self.groups} groups")
+        least, greatest = weight_grid(self.bits)
+        if self.weight.min() < least or self.weight.max() > greatest:
+            raise InputError(f"weight leaves the {self.bits}-bit range {least}..{greatest}")
+        for field in ("weight_scale", "bias"):
+            value = getattr(self, field)
+            if value is None and field == "bias":
+                continue
+            if value.dtype != torch.float32 or value.shape != self.weight.shape[:1]:
+                raise InputError(f"{field} is {value.dtype} {tuple(value.shape)}, not float32 ({len(self.weight)},)")
+            if not value.isfinite().all():
+                raise InputError(f"{field} is not finite")
+        if (self.weight_scale <= 0).any():
+            raise InputError("weight_scale is not positive")
+        scale = self.input_scale
+        if not (isinstance(scale, float) and scale > 0 and math.isfinite(scale) and _float32(scale) == scale):
+            raise InputError(f"input_scale {scale!r} is not a positive float32 value")
+        zero = self.input_zero_point
+        if not isinstance(zero, int) or not 0 <= zero < 2**self.input_bits:
+            raise InputError(f"input_zero_point {zero!r} is not in 0..{2**self.input_bits - 1}")
+        if self.weight.flatten(1).abs().sum(1, dtype=torch.int64).max() * (2**self.input_bits - 1) >= 2**31:
+            raise InputError("the sum of a channel can leave 32 bits")
+
+    @property
+    def is_convolution(self) -> bool:
+        """Whether the weight has kernel axes."""
+        return self.weight.dim() == 4
+
+    @property
+    def in_channels(self) -> int:
+        """Input channels, or input features of a linear layer."""
+        return self.weight.shape[1] * self.groups
+
+    @property
+    def geometry(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]:
+        """Stride, padding, dilation, groups: the last arguments of ``torch.nn.functional.conv2d``."""
+        return self.stride, self.padding, self.dilation, self.groups
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedCheckpoint:
+    """What a checkpoint folder holds; a full-precision one has no layers."""
+
+    config: dict[str, Any]  # of the U-Net, as diffusers writes it
+    layers: dict[str, IntegerLayer]
+    floats: dict[str, Tensor]  # float32, by diffusers name
+    recipe: dict[str, Any]
+
+
+class SplitConv(nn.Module):
+    """A convolution whose input channels are divided over ``parts``; their outputs are added."""
+
+    def __init__(self, parts: list[nn.Module], channels: list[int]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.channels = channels
+
+    def forward(self, x: Tensor, *_: Any) -> Tensor:
+        """Take x (n, sum(channels), h, w); diffusers may pass further arguments, which mean nothing here."""
+        first, *others = (part(piece) for part, piece in zip(self.parts, x.split(self.channels, 1), strict=True))
+        return sum(others, first)
+
+
+def pack(weight: Tensor) -> Tensor:
+    """Signed 4-bit integers (int8, any shape) in two's complement, two per byte: uint8 (ceil(n / 2),).
+
+    Element 2i in row-major order is the low half of byte i, element 2i + 1 its high half; an odd last high half is 0.
+    """
+    flat = weight.flatten()
+    if flat.numel() % 2:
+        flat = torch.cat([flat, flat.new_zeros(1)])
+    halves = flat.view(torch.uint8) & 15
+    return halves[0::2] | (halves[1::2] << 4)
+
+
+def unpack(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The int8 tensor of ``shape`` that :func:`pack` was given."""
+    # shifting right keeps the sign: the half byte is first moved to the top
+    bytes_ = packed.view(torch.int8)
+    halves = torch.stack([(bytes_ << 4) >> 4, bytes_ >> 4], dim=1)
+    return halves.flatten()[: math.prod(shape)].reshape(shape)
+
+
+def unet_config(unet: nn.Module) -> dict[str, Any]:
+    """A diffusers U-Net's configuration as diffusers writes it to config.json (its class is not in ``unet.config``)."""
+    return json.loads(unet.to_json_string())
+
+
+def save(
+    folder: Path,
+    config: Mapping[str, Any],
+    layers: Mapping[str, IntegerLayer],
+    floats: Mapping[str, Tensor],
+    recipe: Mapping[str, Any],
+) -> None:
+    """Write the checkpoint's two files into ``folder``, each at once; other files there stay.
+
+    ``config`` is that of :func:`unet_config`. No layers makes it a full-precision checkpoint (recipe unused).
+    """
+    tensors = {name: tensor.detach().contiguous() for name, tensor in floats.items()}
+    entries = {}
+    for name, layer in layers.items():
+        tensors[f"{name}.weight"] = (pack(layer.weight) if layer.bits <= PACKED_BITS else layer.weight).contiguous()
+        tensors[f"{name}.weight_scale"] = layer.weight_scale.contiguous()
+        if layer.bias is not None:
+            tensors[f"{name}.bias"] = layer.bias.contiguous()
+        entries[name] = _entry(layer)
+    config = {key: value for key, value in config.items() if key != "quantization_config"}
+    _check_against_unet(config, dict(layers), dict(floats))
+    if layers:
+        config["quantization_config"] = {
+            "quant_method": "eda-dm",
+            "format_version": FORMAT_VERSION,
+            "recipe": dict(recipe),
+            "layers": entries,
+        }
+    atomic_write(Path(folder) / "model.safetensors", safetensors.torch.save(tensors))
+    write_json(Path(folder) / "config.json", config)
+
+
+def load(folder: Path) -> QuantizedCheckpoint:
+    """The checkpoint in ``folder``, checked completely; InputError names the file and what is wrong in it."""
+    config, quantization = _read_config(folder)
+    path = Path(folder) / "model.safetensors"
+    try:
+        floats = safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
+    layers = {}
+    for name, entry in quantization["layers"].items():
+        try:
+            layers[name] = _layer(entry, {key: floats.pop(f"{name}.{key}", None) for key in _TENSORS})
+        except InputError as error:
+            raise InputError(f"{folder}: {name}: {error}") from error
+    try:
+        _check_against_unet(config, layers, floats)
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from error
+    return QuantizedCheckpoint(config, layers, floats, quantization["recipe"])
+
+
+def build_unet(checkpoint: QuantizedCheckpoint, make_layer: Callable[[IntegerLayer], nn.Module]) -> nn.Module:
+    """The diffusers U-Net in evaluation mode, with ``make_layer(layer)`` in the place of every quantized layer.
+
+    A split layer becomes a :class:`SplitConv` of two such modules. Parameters share memory with ``checkpoint``.
+    """
+    unet = skeleton(checkpoint.config)
+    unet.load_state_dict(checkpoint.floats, strict=False, assign=True)  # names were checked when loading
+    for name, indices in _places(checkpoint.layers).items():
+        if indices is None:
+            module = make_layer(checkpoint.layers[name])
+        else:
+            parts = [checkpoint.layers[f"{name}{_PARTS}{index}"] for index in indices]
+            module = SplitConv([make_layer(part) for part in parts], [part.in_channels for part in parts])
+        unet.set_submodule(name, module)
+    left = [name for name, tensor in (*unet.named_parameters(), *unet.named_buffers()) if tensor.is_meta]
+    if left:
+        raise InputError(f"nothing gives a value to {left[0]}")
+    return unet.requires_grad_(False).eval()
+
+
+def skeleton(config: Mapping[str, Any]) -> nn.Module:
+    """The U-Net of a diffusers configuration without memory for its parameters (device "meta"): quick at any size."""
+    name = config.get("_class_name")
+    if name not in CLASSES:
+        raise InputError(f"config.json: _class_name {name!r} is not one of {', '.join(CLASSES)}")
+    try:
+        with torch.device("meta"):
+            return CLASSES[name].from_config(dict(config))
+    except (TypeError, ValueError, IndexError, ZeroDivisionError) as error:
+        raise InputError(f"config.json: diffusers refuses it ({' '.join(str(error).split())})") from error
+
+
+def sizes(folder: Path) -> dict[str, Any]:
+    """Bytes of a checkpoint folder beside what the arithmetic says.
+
+    ``arithmetic_bytes`` is found without the tensor file: for every layer ceil(bits * weights / 8) and 4 for each
+    output's scale, 4 for every other parameter. Weights of 5 to 7 bits are stored as whole bytes, those of 2 and 3 as
+    half bytes: there the file is larger than the arithmetic.
+    """
+    config, quantization = _read_config(folder)
+    path = Path(folder) / "model.safetensors"
+    with path.open("rb") as file:
+        header = 8 + struct.unpack("<Q", file.read(8))[0]  # a length in 8 bytes, then so much JSON
+    parameters = sum(parameter.numel() for parameter in skeleton(config).parameters())
+    weights = {name: math.prod(entry["shape"]) for name, entry in quantization["layers"].items()}
+    arithmetic = 4 * (parameters - sum(weights.values()))
+    for name, entry in quantization["layers"].items():
+        arithmetic += math.ceil(entry["bits"] * weights[name] / 8) + 4 * entry["shape"][0]
+    total = path.stat().st_size
+    return {
+        "unet_fp32_bytes": 4 * parameters,
+        "quantized_file_bytes": total,
+        "payload_bytes": total - header,
+        "header_bytes": header,
+        "arithmetic_bytes": arithmetic,
+        "layers": dict(sorted(Counter(str(entry["bits"]) for entry in quantization["layers"].values()).items())),
+    }
+
+
+def fingerprint(folder: Path) -> str:
+    """A SHA-256 over both files of a checkpoint folder, as 64 hexadecimal digits."""
+    parts = [sha256(Path(folder) / name) for name in ("config.json", "model.safetensors")]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+_TENSORS = ("weight", "weight_scale", "bias")
+_GEOMETRY = ("stride", "padding", "dilation", "groups")
+_INTEGERS = ("bits", "input_bits", "input_zero_point")
+
+
+def _float32(value: float) -> float:
+    return torch.tensor(value, dtype=torch.float32).item()
+
+
+def _entry(layer: IntegerLayer) -> dict[str, Any]:
+    entry = {key: getattr(layer, key) for key in ("bits", "input_bits", "input_scale", "input_zero_point")}
+    entry["shape"] = list(layer.weight.shape)
+    if layer.is_convolution:
+        entry |= {"stride": list(layer.stride), "padding": list(layer.padding)}
+        entry |= {"dilation": list(layer.dilation), "groups": layer.groups}
+    return entry
+
+
+def _read_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The U-Net's configuration and the quantization's; the latter has ``recipe`` and ``layers`` in any case."""
+    path = Path(folder) / "config.json"
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: not a JSON object")
+    if "quantization_config" not in config:
+        return config, {"recipe": {}, "layers": {}}
+    quantization = config.pop("quantization_config")
+    if not isinstance(quantization, dict) or quantization.get("quant_method") != "eda-dm":
+        raise InputError(f"{path}: quantization_config.quant_method is not eda-dm")
+    if quantization.get("format_version") != FORMAT_VERSION:
+        found = quantization.get("format_version")
+        raise InputError(f"{path}: format_version {found!r} is not {FORMAT_VERSION}, the one that this version reads")
+    layers = quantization.get("layers")
+    if not isinstance(quantization.get("recipe"), dict) or not isinstance(layers, dict) or not layers:
+        raise InputError(f"{path}: quantization_config needs a recipe and layers")
+    for name, entry in layers.items():
+        problem = _entry_problem(entry)
+        if problem:
+            raise InputError(f"{path}: quantization_config.layers: {name}: {problem}")
+    return config, quantization
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _entry_problem(entry: Any) -> str | None:
+    """What keeps a layer's JSON from describing a layer, or None."""
+    if not isinstance(entry, dict):
+        return "not a JSON object"
+    shape = entry.get("shape")
+    if not isinstance(shape, list) or len(shape) not in (2, 4) or not all(_is_integer(n) and n > 0 for n in shape):
+        return f"shape {shape!r} is not 2 or 4 positive integers"
+    expected = {*_INTEGERS, "input_scale", "shape", *(_GEOMETRY if len(shape) == 4 else ())}
+    if set(entry) != expected:
+        return f"{sorted(set(entry) ^ expected)[0]} is missing or not known"
+    if not isinstance(entry["input_scale"], float):
+        return f"input_scale {entry['input_scale']!r} is not a float"
+    for key in (*_INTEGERS, *(("groups",) if len(shape) == 4 else ())):
+        if not _is_integer(entry[key]):
+            return f"{key} {entry[key]!r} is not an integer"
+    for key, least in (("stride", 1), ("padding", 0), ("dilation", 1)) if len(shape) == 4 else ():
+        pair = entry[key]
+        if not isinstance(pair, list) or len(pair) != 2 or not all(_is_integer(n) and n >= least for n in pair):
+            return f"{key} {pair!r} is not two integers from {least}"
+    return None
+
+
+def _layer(entry: dict[str, Any], tensors: dict[str, Tensor | None]) -> IntegerLayer:
+    """The layer of a JSON entry and its tensors as stored."""
+    for key in ("weight", "weight_scale"):
+        if tensors[key] is None:
+            raise InputError(f"{key} is missing")
+    weight, shape = tensors["weight"], tuple(entry["shape"])
+    if entry["bits"] <= PACKED_BITS:
+        dtype, stored = torch.uint8, ((math.prod(shape) + 1) // 2,)
+    else:
+        dtype, stored = torch.int8, shape
+    if weight.dtype != dtype or weight.shape != stored:
+        raise InputError(f"weight is {weight.dtype} {tuple(weight.shape)}, not {dtype} {stored}")
+    fields = {key: entry[key] for key in (*_INTEGERS, "input_scale")}
+    for key in _GEOMETRY if len(shape) == 4 else ():
+        fields[key] = entry[key] if key == "groups" else tuple(entry[key])
+    weight = unpack(weight, shape) if dtype == torch.uint8 else weight
+    return IntegerLayer(weight=weight, weight_scale=tensors["weight_scale"], bias=tensors["bias"], **fields)
+
+
+def _places(layers: Mapping[str, IntegerLayer]) -> dict[str, list[int] | None]:
+    """Module names that layers replace, each with its parts' indices, or None for a whole layer."""
+    places: dict[str, list[int] | None] = {}
+    for name in layers:
+        module, separator, index = name.rpartition(_PARTS)
+        if not separator:
+            places[name] = None
+        elif index not in ("0", "1") or f"{module}{_PARTS}{1 - int(index)}" not in layers:
+            raise InputError(f"{name}: a split layer has parts 0 and 1")
+        else:
+            places[module] = [0, 1]
+    return places
+
+
+def _check_against_unet(config: dict[str, Any], layers: dict[str, IntegerLayer], floats: dict[str, Tensor]) -> None:
+    """InputError unless layers and floats together are exactly the U-Net's parameters."""
+    unet = skeleton(config)
+    expected = unet.state_dict()
+    for name, indices in _places(layers).items():
+        try:
+            module = unet.get_submodule(name)
+        except AttributeError as error:
+            raise InputError(f"{name}: the U-Net has no such layer") from error
+        problem = _module_problem(module, layers, name, indices)
+        if problem:
+            raise InputError(f"{name}: {problem}")
+        for key in ("weight", "bias"):
+            expected.pop(f"{name}.{key}", None)
+    for name in expected:
+        if name not in floats:
+            raise InputError(f"{name} is missing")
+    for name, tensor in floats.items():
+        if name not in expected:
+            raise InputError(f"{name} is not a parameter of the U-Net")
+        if tensor.dtype != torch.float32 or tensor.shape != expected[name].shape:
+            shape = tuple(expected[name].shape)
+            raise InputError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not torch.float32 {shape}")
+        if not tensor.isfinite().all():
+            raise InputError(f"{name} is not finite")
+
+
+def _module_problem(
+    module: nn.Module, layers: Mapping[str, IntegerLayer], name: str, indices: list[int] | None
+) -> str | None:
+    """What keeps a layer, or a layer's two parts, from replacing ``module``; None when nothing does."""
+    if not isinstance(module, nn.Conv2d | nn.Linear):
+        return f"the U-Net has a {type(module).__name__} here, not a convolution or linear"
+    parts = [layers[name]] if indices is None else [layers[f"{name}{_PARTS}{index}"] for index in indices]
+    if indices and not (isinstance(module, nn.Conv2d) and module.groups == 1):
+        return "only an ungrouped convolution can be split"
+    shapes = [tuple(part.weight.shape) for part in parts]
+    wanted = tuple(module.weight.shape)
+    if any(len(shape) != len(wanted) for shape in shapes):
+        return f"weight of shape {shapes[0]} cannot replace {wanted}"
+    if (shapes[0][0], sum(s[1] for s in shapes), *shapes[0][2:]) != wanted or any(
+        (s[0], *s[2:]) != (wanted[0], *wanted[2:]) for s in shapes
+    ):
+        return f"weight of shape {' and '.join(map(str, shapes))} cannot replace {wanted}"
+    if (parts[0].bias is None) != (module.bias is None) or any(part.bias is not None for part in parts[1:]):
+        return "bias is missing or not expected"
+    if isinstance(module, nn.Conv2d):
+        if module.padding_mode != "zeros":
+            return f"padding mode {module.padding_mode} is not supported"
+        geometry = (module.stride, module.padding, module.dilation, module.groups)
+        if any(part.geometry != geometry for part in parts):
+            return f"stride, padding, dilation, groups are not {geometry}"
+    return None

@@ -1,0 +1,260 @@
+"""FBR: fine-grained block reconstruction (method.md B), with AdaRound and learned activation steps.
+
+Unit by unit in execution order, the rounding of the weights and the step sizes of the activations are learned so that
+the quantized unit, fed by its quantized predecessors, gives the full-precision unit's output:
+``L = L_block + gamma * sum of L_layer`` over the unit's layers but the last, with
+``L(a, b) = mean over samples and places of sum over channels (a - b)^2``.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from edadm.errors import InputError
+from edadm.params import Recipe, Reconstruction
+from edadm.quantization.layers import SimulatedLayer, set_mode, simulated_layers
+from edadm.quantization.quantizer import activation_range, coin_flips
+from edadm.quantization.units import Unit
+from edadm.quantization.walk import Call, PausedPass, intercepted
+
+CURVE_POINTS = 10  # of the loss curve, per unit
+STEP_FLOOR = 1e-8
+
+
+@dataclass(frozen=True)
+class UnitResult:
+    """How learning one unit went."""
+
+    unit: str
+    kind: str
+    curve: list[tuple[int, float]]  # (iteration, loss)
+    error_before: float  # mean squared error of the unit's output with nearest rounding
+    error_after: float
+
+
+def squared_error(a: Tensor, b: Tensor) -> Tensor:
+    """Squared differences, summed over channels (dim 1 of images, else the last), mean over the rest; a scalar."""
+    return (a - b).square().sum(1 if a.dim() == 4 else -1).mean()
+
+
+@torch.no_grad()
+def initialise(unet: nn.Module, batches: list[tuple[Tensor, ...]], recipe: Recipe) -> None:
+    """Set weight scales and, from all calibration batches in full precision, activation scales and zero points.
+
+    Ranges come from histograms over the whole set, so the order of the batches does not matter.
+    """
+    layers = simulated_layers(unet)
+    set_mode(unet, "range")
+    for inputs in tqdm(batches, desc="activation ranges", unit="batch"):
+        unet(*inputs)
+    for name, layer in layers.items():
+        if not (math.isfinite(layer.observed.smallest) and math.isfinite(layer.observed.largest)):
+            raise InputError(f"{name}: its input held NaN or infinity during calibration")
+    set_mode(unet, "histogram")
+    for inputs in tqdm(batches, desc="activation histograms", unit="batch"):
+        unet(*inputs)
+    for layer in layers.values():
+        seen = layer.observed
+        layer.set_weight_range(recipe.ranges)
+        histogram = seen.histogram if recipe.ranges == "mse" else torch.ones(1)
+        scale, zero_point = activation_range(histogram, seen.smallest, seen.largest, recipe.activations, recipe.ranges)
+        layer.input_scale.fill_(scale)
+        layer.input_zero_point.fill_(zero_point)
+        seen.histogram = None
+    set_mode(unet, "quantized")
+
+
+class Rows:
+    """A unit's calls over all batches as one table of rows, from which random mini-batches are drawn."""
+
+    def __init__(self, calls: list[Call]) -> None:
+        sizes = [len(call.args[0]) for call in calls]
+        first = calls[0]
+
+        def joined(pick: Callable[[Call], Any]) -> Any:
+            values = [pick(call) for call in calls]
+            per_row = isinstance(values[0], Tensor) and len(values[0]) == sizes[0]
+            return torch.cat(values) if per_row else values[0]
+
+        self.args = [joined(lambda call, i=i: call.args[i]) for i in range(len(first.args))]
+        self.kwargs = {key: joined(lambda call, key=key: call.kwargs[key]) for key in first.kwargs}
+        self.count = sum(sizes)
+
+    def take(self, rows: Tensor) -> Call:
+        """The call of the given rows."""
+
+        def taken(value: Any) -> Any:
+            return value[rows] if isinstance(value, Tensor) and len(value) == self.count else value
+
+        return Call(tuple(taken(a) for a in self.args), {key: taken(v) for key, v in self.kwargs.items()})
+
+
+class _Outputs:
+    """Collects what the given layers put out during a forward pass."""
+
+    def __init__(self, layers: Iterable[SimulatedLayer]) -> None:
+        self.layers = list(layers)
+        self.seen: list[Tensor] = []
+
+    def __enter__(self) -> "_Outputs":
+        self.hooks = [layer.register_forward_hook(self._keep) for layer in self.layers]
+        return self
+
+    def _keep(self, _: nn.Module, __: tuple, output: Tensor) -> None:
+        self.seen.append(output)
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+
+def _run(unit: Unit, calls: list[Call], mode: str) -> list[Tensor]:
+    set_mode(unit.module, mode)
+    return [unit.module(*call.args, **call.kwargs) for call in calls]
+
+
+def _error(outputs: list[Tensor], targets: list[Tensor]) -> float:
+    total = sum((a - b).square().sum().item() for a, b in zip(outputs, targets, strict=True))
+    return total / sum(a.numel() for a in targets)
+
+
+class Learner:
+    """Learns one unit's rounding and step sizes."""
+
+    def __init__(self, unit: Unit, settings: Reconstruction, index: int) -> None:
+        self.unit, self.settings = unit, settings
+        named = simulated_layers(unit.module)
+        prefix = len(unit.name) + 1
+        self.layers = [named[name[prefix:]] if name != unit.name else named[""] for name in unit.layers]
+        self.generator = torch.Generator().manual_seed(settings.seed * 100_003 + index)
+
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        settings = self.settings
+        alphas = [layer.start_rounding() for layer in self.layers]
+        steps = [layer.input_scale.requires_grad_(True) for layer in self.layers]
+        return [
+            torch.optim.Adam(alphas, lr=settings.rate_rounding),
+            torch.optim.Adam(steps, lr=settings.rate_steps),
+        ]
+
+    def _penalty(self, progress: float) -> Tensor:
+        """AdaRound's pull towards 0 or 1: sum of 1 - |2h - 1|^beta, beta from 20 to 2 after a fifth of the run."""
+        if progress < 0.2:
+            return torch.zeros(())
+        beta = 20 + (2 - 20) * (progress - 0.2) / 0.8
+        return sum((1 - (2 * layer.soft_fraction() - 1).abs().pow(beta)).sum() for layer in self.layers)
+
+    def learn(
+        self, full: Rows, quantized: Rows, target: Tensor, layer_targets: list[Tensor]
+    ) -> list[tuple[int, float]]:
+        """Run the iterations and round hard; returns the loss curve. Raises InputError when the loss is not finite."""
+        settings = self.settings
+        set_mode(self.unit.module, "quantized")
+        optimizers = self._optimizers()
+        schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(o, settings.iterations) for o in optimizers]
+        for layer in self.layers:
+            layer.drop, layer.generator = settings.activation_drop, self.generator
+        curve, recent = [], []
+        every = max(1, settings.iterations // CURVE_POINTS)
+        with torch.enable_grad(), _Outputs(self.layers[:-1]) as inner:
+            for iteration in range(1, settings.iterations + 1):
+                rows = torch.randint(full.count, (settings.batch,), generator=self.generator)
+                call, exact = quantized.take(rows), full.take(rows)
+                mixed = coin_flips(call.args[0].shape, settings.input_mix, self.generator)
+                first = torch.where(mixed, call.args[0], exact.args[0])
+                inner.seen.clear()
+                output = self.unit.module(first, *call.args[1:], **call.kwargs)
+                loss = squared_error(output, target[rows])
+                for seen, wanted in zip(inner.seen, layer_targets, strict=True):
+                    loss = loss + settings.layer_loss * squared_error(seen, wanted[rows])
+                if settings.rounding_penalty:
+                    loss = loss + settings.rounding_penalty * self._penalty(iteration / settings.iterations)
+                if not torch.isfinite(loss):
+                    raise InputError(
+                        f"{self.unit.name}: the reconstruction loss is {loss.item()} at iteration {iteration}; "
+                        "lower rate_rounding or rate_steps"
+                    )
+                for optimizer in optimizers:
+                    optimizer.zero_grad()
+                loss.backward()
+                for optimizer, schedule in zip(optimizers, schedules, strict=True):
+                    optimizer.step()
+                    schedule.step()
+                for layer in self.layers:
+                    layer.input_scale.data.clamp_min_(STEP_FLOOR)
+                recent.append(loss.item())
+                if iteration % every == 0 or iteration == settings.iterations:
+                    curve.append((iteration, sum(recent) / len(recent)))
+                    recent = []
+        for layer in self.layers:
+            layer.harden_rounding()
+            layer.input_scale.requires_grad_(False)
+            layer.drop, layer.generator = 0.0, None
+        return curve
+
+
+def unit_state(unit: Unit) -> dict[str, Tensor]:
+    """What learning decides in a unit: the weight integers and step sizes of its layers."""
+    return {
+        f"{name}.{key}": value.detach().clone()
+        for name, layer in simulated_layers(unit.module).items()
+        for key, value in (("weight_integers", layer.weight_integers), ("input_scale", layer.input_scale))
+    }
+
+
+def load_unit_state(unit: Unit, state: dict[str, Tensor]) -> None:
+    """Put a state of ``unit_state`` back."""
+    for name, layer in simulated_layers(unit.module).items():
+        layer.weight_integers.copy_(state[f"{name}.weight_integers"])
+        layer.input_scale.data.copy_(state[f"{name}.input_scale"])
+
+
+@torch.no_grad()
+def reconstruct(
+    unet: nn.Module,
+    units: list[Unit],
+    batches: list[tuple[Tensor, ...]],
+    settings: Reconstruction,
+    restore: Callable[[int], tuple[dict[str, Tensor], UnitResult] | None],
+    keep: Callable[[int, dict[str, Tensor], UnitResult], None],
+) -> list[UnitResult]:
+    """Learn every unit of an initialised ``unet`` in place, from calibration ``batches`` of network inputs.
+
+    ``restore(index)`` gives a finished unit's state and result, or None; ``keep`` is called as a unit is finished: so
+    a run that was killed goes on at the unit where it died, and ends with the same bytes.
+    """
+    results = []
+    with intercepted(units):
+        full = [PausedPass(unet, inputs) for inputs in batches]
+        quantized = [PausedPass(unet, inputs) for inputs in batches]
+        for index, unit in enumerate(tqdm(units, desc="reconstruction", unit="unit")):
+            learner = Learner(unit, settings, index)
+            calls = [each.call for each in full]
+            with _Outputs(learner.layers[:-1]) as inner:
+                targets = _run(unit, calls, "float")
+            found = restore(index)
+            if found is None:
+                quantized_calls = [each.call for each in quantized]
+                before = _error(_run(unit, quantized_calls, "quantized"), targets)
+                per_layer = len(learner.layers) - 1
+                layer_targets = [torch.cat(inner.seen[i::per_layer]) for i in range(per_layer)]
+                curve = learner.learn(Rows(calls), Rows(quantized_calls), torch.cat(targets), layer_targets)
+                outputs = _run(unit, quantized_calls, "quantized")
+                result = UnitResult(unit.name, unit.kind, curve, before, _error(outputs, targets))
+                keep(index, unit_state(unit), result)
+            else:
+                state, result = found
+                load_unit_state(unit, state)
+                outputs = _run(unit, [each.call for each in quantized], "quantized")
+            results.append(result)
+            for paused, output in zip(full, targets, strict=True):
+                paused.resume(output)
+            for paused, output in zip(quantized, outputs, strict=True):
+                paused.resume(output)
+    set_mode(unet, "quantized")
+    return results

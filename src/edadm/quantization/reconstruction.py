@@ -1,0 +1,129 @@
+"""The reconstruction stage: from a checkpoint and a calibration set to a quantized checkpoint, resumable."""
+
+import csv
+import hashlib
+import io
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from edadm.files import atomic_folder, atomic_write, sha256
+from edadm.params import Recipe
+from edadm.quantization import calibration, checkpoint, fbr
+from edadm.quantization.layers import SimulatedLayer, SplitShortcut, simulated_layers
+from edadm.quantization.units import find_units, simulate
+
+BATCH = 32  # rows of the calibration set per forward pass
+
+
+class UnitCheckpoints:
+    """Finished units in a scratch folder, valid only for one fingerprint of inputs and recipe."""
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        self.folder, self.fingerprint = folder, fingerprint
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"unit-{index:04d}.safetensors"
+
+    def restore(self, index: int) -> tuple[dict[str, Tensor], fbr.UnitResult] | None:
+        """The state and result of unit ``index``, or None when it is missing, damaged or of other inputs."""
+        try:
+            with safe_open(self._path(index), "pt") as file:
+                metadata = file.metadata() or {}
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError):
+            return None
+        if metadata.get("fingerprint") != self.fingerprint:
+            return None
+        result = json.loads(metadata["result"])
+        result["curve"] = [tuple(point) for point in result["curve"]]
+        return state, fbr.UnitResult(**result)
+
+    def keep(self, index: int, state: dict[str, Tensor], result: fbr.UnitResult) -> None:
+        """Write a finished unit."""
+        metadata = {"fingerprint": self.fingerprint, "result": json.dumps(asdict(result))}
+        atomic_write(self._path(index), save(state, metadata))
+
+
+def _integer_layer(layer: SimulatedLayer) -> checkpoint.IntegerLayer:
+    original = layer.layer
+    convolution = (
+        {key: getattr(original, key) for key in ("stride", "padding", "dilation", "groups")}
+        if not isinstance(original, nn.Linear)
+        else {}
+    )
+    return checkpoint.IntegerLayer(
+        bits=layer.bits,
+        weight=layer.weight_integers.to(torch.int8),
+        weight_scale=layer.weight_scale.clone(),
+        bias=None if original.bias is None else original.bias.detach().clone(),
+        input_bits=layer.input_bits,
+        input_scale=layer.input_scale.item(),
+        input_zero_point=int(layer.input_zero_point),
+        **convolution,
+    )
+
+
+def integer_layers(unet: nn.Module) -> tuple[dict[str, checkpoint.IntegerLayer], dict[str, Tensor]]:
+    """The integer layers of a quantized simulation and its remaining float parameters, by name."""
+    layers = {name: _integer_layer(layer) for name, layer in simulated_layers(unet).items()}
+    inside = tuple(
+        f"{name}." for name, module in unet.named_modules() if isinstance(module, SimulatedLayer | SplitShortcut)
+    )
+    floats = {name: value for name, value in unet.state_dict().items() if not name.startswith(inside)}
+    return layers, floats
+
+
+def _losses_csv(results: list[fbr.UnitResult]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["unit", "index", "kind", "iteration", "loss", "error_before", "error_after"])
+    for index, result in enumerate(results):
+        for iteration, loss in result.curve:
+            errors = (f"{result.error_before:.6g}", f"{result.error_after:.6g}")
+            writer.writerow([result.unit, index, result.kind, iteration, f"{loss:.6g}", *errors])
+    return text.getvalue()
+
+
+def quantize(
+    unet: nn.Module, data: dict[str, Tensor], recipe: Recipe, scratch: Path, fingerprint: str
+) -> list[fbr.UnitResult]:
+    """Quantize ``unet`` in place (simulated) on the calibration set ``data``; returns how each unit's learning went."""
+    batches = list(zip(data["x"].split(BATCH), data["t"].split(BATCH), strict=True))
+    example = tuple(value[:1] for value in batches[0])
+    simulate(unet, example, recipe)
+    units = find_units(unet, example)
+    fbr.initialise(unet, batches, recipe)
+    if recipe.reconstruction.method == "none":
+        return []
+    done = UnitCheckpoints(scratch, fingerprint)
+    return fbr.reconstruct(unet, units, batches, recipe.reconstruction, done.restore, done.keep)
+
+
+def run(unet: nn.Module, weights: Path, calibration_file: Path, recipe: Recipe, scratch: Path, out: Path) -> None:
+    """Write the quantized checkpoint of ``unet`` (whose float weights are the file ``weights``) to ``out``.
+
+    A float recipe (32 bits) writes the float weights in the same layout. Finished units are kept in ``scratch`` until
+    the checkpoint is written, so a killed run resumes there.
+    """
+    config = checkpoint.unet_config(unet)
+    if recipe.weights == 32:
+        with atomic_folder(out) as folder:
+            checkpoint.save(folder, config, {}, unet.state_dict(), {})
+            (folder / "losses.csv").write_text(_losses_csv([]))
+        return
+    described = json.dumps(asdict(recipe), sort_keys=True)
+    parts = (sha256(weights), sha256(calibration_file), described, torch.__version__)
+    fingerprint = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    results = quantize(unet, calibration.read(calibration_file), recipe, scratch, fingerprint)
+    layers, floats = integer_layers(unet)
+    with atomic_folder(out) as folder:
+        checkpoint.save(folder, config, layers, floats, asdict(recipe))
+        (folder / "losses.csv").write_text(_losses_csv(results))
+    shutil.rmtree(scratch, ignore_errors=True)

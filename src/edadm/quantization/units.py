@@ -1,0 +1,139 @@
+"""Turn a diffusers U-Net into its simulated-quantization form, and find its reconstruction units by tracing.
+
+Nothing here goes by module names, so any U-Net built of diffusers' blocks works.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from edadm.errors import InputError
+from edadm.params import Recipe
+from edadm.quantization.layers import SimulatedLayer, SplitShortcut, simulated_layers
+
+BLOCKS = (ResnetBlock2D, Attention, BasicTransformerBlock)
+LAYERS = (nn.Conv2d, nn.Conv1d, nn.Linear)
+UNSUPPORTED = (nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Bilinear, nn.RNNBase)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What FBR learns at once: a block, or a single layer outside every block."""
+
+    name: str
+    module: nn.Module
+    layers: tuple[str, ...]  # names of its simulated layers, in execution order
+
+    @property
+    def kind(self) -> str:
+        """``layer`` or ``block``."""
+        return "layer" if isinstance(self.module, SimulatedLayer) else "block"
+
+
+class _Concatenations(TorchFunctionMode):
+    """Remembers, for each result of ``torch.cat`` over channels, the channels of its first part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first_channels: dict[int, int] = {}
+        self._alive: list[Tensor] = []  # an id is only unique while its tensor lives
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):  # noqa: D105, ANN001, ANN204
+        result = function(*args, **(kwargs or {}))
+        if function is torch.cat and len(args[0]) == 2 and args[0][0].dim() == 4:
+            self.first_channels[id(result)] = args[0][0].shape[1]
+            self._alive.append(result)
+        return result
+
+
+@torch.no_grad()
+def skip_channels(unet: nn.Module, inputs: tuple) -> dict[str, int]:
+    """For each 1x1 convolution whose input is a skip concatenation: the channels before the skip's."""
+    found = {}
+    with _Concatenations() as concatenations:
+
+        def look(name: str):  # noqa: ANN202
+            def hook(_: nn.Module, args: tuple) -> None:
+                channels = concatenations.first_channels.get(id(args[0]))
+                if channels is not None:
+                    found[name] = channels
+
+            return hook
+
+        hooks = [
+            module.register_forward_pre_hook(look(name))
+            for name, module in unet.named_modules()
+            if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)
+        ]
+        unet(*inputs)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def _replace(root: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    root.get_submodule(parent).register_module(last, module)
+
+
+def simulate(unet: nn.Module, inputs: tuple, recipe: Recipe) -> nn.Module:
+    """Replace, in place, every convolution and linear layer of ``unet`` by its simulation.
+
+    ``inputs`` are example arguments of one forward pass (to see which shortcuts read a skip concatenation). Raises
+    InputError naming the layer when there is one that has no integer form here, or has weights that are not finite.
+    """
+    for name, module in unet.named_modules():
+        if isinstance(module, UNSUPPORTED):
+            raise InputError(f"{name}: {type(module).__name__} layers cannot be quantized")
+        if isinstance(module, LAYERS) and not torch.isfinite(module.weight).all():
+            raise InputError(f"{name}: its weights hold NaN or infinity")
+    named = {name: module for name, module in unet.named_modules() if isinstance(module, LAYERS)}
+    missing = [name for name in recipe.eight_bit if name not in named]
+    if missing:
+        raise InputError(f"recipe.eight_bit: the model has no layer {', '.join(missing)}")
+    splits = skip_channels(unet, inputs) if recipe.split_shortcut else {}
+    for name, layer in named.items():
+        bits = 8 if name in recipe.eight_bit else recipe.weights
+        if name in splits:
+            _replace(unet, name, SplitShortcut(layer, splits[name], bits, recipe.activations))
+        else:
+            _replace(unet, name, SimulatedLayer(layer, bits, recipe.activations))
+    return unet.eval()
+
+
+@torch.no_grad()
+def find_units(unet: nn.Module, inputs: tuple) -> list[Unit]:
+    """The reconstruction units of a simulated U-Net in execution order, by tracing one forward pass.
+
+    Every simulated layer belongs to exactly one unit; a block inside another block belongs to the outer one.
+    """
+    blocks: dict[str, nn.Module] = {}
+    for name, module in unet.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer in blocks)
+        if isinstance(module, BLOCKS) and not inside:
+            blocks[name] = module
+    layers = simulated_layers(unet)
+    owner = {name: next((block for block in blocks if name.startswith(f"{block}.")), name) for name in layers}
+    order: list[str] = []
+    hooks = [
+        layer.register_forward_pre_hook(lambda *_, name=name: order.append(name)) for name, layer in layers.items()
+    ]
+    starts: list[str] = []
+    hooks += [
+        unet.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: starts.append(name))
+        for name in dict.fromkeys(owner.values())
+    ]
+    unet(*inputs)
+    for hook in hooks:
+        hook.remove()
+    idle = set(layers) - set(order)
+    if idle:
+        raise InputError(f"{sorted(idle)[0]}: the layer takes no part in a forward pass; it cannot be calibrated")
+    return [
+        Unit(name, unet.get_submodule(name), tuple(layer for layer in order if owner[layer] == name)) for name in starts
+    ]

@@ -1,0 +1,124 @@
+"""Small random quantized checkpoints: every kind of layer of the real networks, in milliseconds."""
+
+import edadm  # noqa: F401  (mends torchvision before diffusers)
+
+from pathlib import Path  # isort: skip
+
+import torch
+from diffusers import UNet2DModel
+from torch import Tensor, nn
+
+from edadm.quantization import checkpoint
+from edadm.quantization.checkpoint import IntegerLayer
+from edadm.quantization.quantizer import weight_grid
+
+
+def unet(seed: int = 0) -> UNet2DModel:
+    """A U-Net of 8x8 images with residual blocks, attention, down- and upsampling and skip concatenations."""
+    torch.manual_seed(seed)
+    model = UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=8,
+        norm_num_groups=4,
+    )
+    return model.eval().requires_grad_(False)
+
+
+def integer_layer(
+    module: nn.Module, bits: int = 8, input_range: tuple[float, float] = (-3.0, 4.0), input_bits: int = 8
+) -> IntegerLayer:
+    """A convolution or linear rounded to nearest on min-max grids, its inputs expected within ``input_range``."""
+    weight = module.weight.detach()
+    least, greatest = weight_grid(bits)
+    scale = weight.flatten(1).abs().amax(1).clamp_min(1e-8) / greatest
+    columns = scale.reshape(-1, *[1] * (weight.dim() - 1))
+    integers = torch.round(weight / columns).clamp(least, greatest).to(torch.int8)
+    low, high = input_range
+    step = torch.tensor((high - low) / (2**input_bits - 1)).item()
+    zero = min(max(round(-low / step), 0), 2**input_bits - 1)
+    geometry = {}
+    if isinstance(module, nn.Conv2d):
+        names = ("stride", "padding", "dilation", "groups")
+        geometry = {name: getattr(module, name) for name in names}
+    bias = None if module.bias is None else module.bias.detach().clone()
+    return IntegerLayer(bits, integers, scale, bias, step, zero, input_bits, **geometry)
+
+
+def split(module: nn.Conv2d, first: int, bits: int = 8) -> list[IntegerLayer]:
+    """``module`` as two layers over its first ``first`` and its other input channels."""
+    parts = []
+    for index, weight in enumerate(module.weight.detach().split([first, module.in_channels - first], 1)):
+        part = nn.Conv2d(
+            weight.shape[1], len(weight), module.kernel_size, module.stride, module.padding, bias=not index
+        )
+        part.weight.data = weight
+        if not index:
+            part.bias.data = module.bias.detach()
+        parts.append(integer_layer(part, bits, (-2.0 - index, 5.0)))
+    return parts
+
+
+def quantized(
+    model: nn.Module | None = None, bits: int = 4, input_bits: int = 8
+) -> tuple[nn.Module, dict[str, IntegerLayer], dict[str, Tensor]]:
+    """``model``, its integer layers and its other parameters: conv_in and conv_out have 8 bits, the others ``bits``;
+    shortcuts over a skip concatenation are split in the middle. Input ranges are those of one random batch."""
+    model = model or unet()
+    ranges = _input_ranges(model)
+    layers = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Conv2d | nn.Linear):
+            continue
+        if name.startswith("up_blocks") and name.endswith("conv_shortcut"):
+            parts = split(module, module.in_channels // 2, bits)
+            layers |= {f"{name}.parts.{index}": part for index, part in enumerate(parts)}
+        else:
+            layer_bits = 8 if name in ("conv_in", "conv_out") else bits
+            layers[name] = integer_layer(module, layer_bits, ranges[name], input_bits)
+    taken = {f"{name.split('.parts.')[0]}.{key}" for name in layers for key in ("weight", "bias")}
+    floats = {name: tensor for name, tensor in model.state_dict().items() if name not in taken}
+    return model, layers, floats
+
+
+def save(folder: Path, model: nn.Module | None = None, bits: int = 4, input_bits: int = 8) -> Path:
+    """A checkpoint folder of :func:`quantized`."""
+    model, layers, floats = quantized(model, bits, input_bits)
+    checkpoint.save(folder, checkpoint.unet_config(model), layers, floats, {"weights": bits, "activations": input_bits})
+    return folder
+
+
+def save_float(folder: Path) -> Path:
+    """A full-precision checkpoint folder."""
+    model = unet()
+    checkpoint.save(folder, checkpoint.unet_config(model), {}, model.state_dict(), {})
+    return folder
+
+
+def inputs(batch: int, seed: int = 1, size: int = 8, channels: int = 1) -> tuple[Tensor, Tensor]:
+    """Noise (batch, channels, size, size) and timesteps (batch,)."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(batch, channels, size, size, generator=generator)
+    return noise, torch.randint(0, 1000, (batch,), generator=generator)
+
+
+def _input_ranges(model: nn.Module) -> dict[str, tuple[float, float]]:
+    ranges: dict[str, tuple[float, float]] = {}
+    hooks = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+
+            def record(_module: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
+                ranges[name] = (min(args[0].min().item(), 0.0), max(args[0].max().item(), 0.01))
+
+            hooks.append(module.register_forward_pre_hook(record))
+    with torch.no_grad():
+        model(*inputs(4, size=model.config.sample_size, channels=model.config.in_channels))
+    for hook in hooks:
+        hook.remove()
+    return ranges
