@@ -1,0 +1,286 @@
+"""The CPU engine: an OpenVINO graph of the quantized network, with the checkpoint's own scales and integers.
+
+``deploy`` writes a folder with ``model.xml`` and ``model.bin`` (one graph for every batch size; weights of at most 4
+bits packed), ``engine.json`` and ``size.json``; ``load`` compiles it for one batch size. What made this exact and fast
+(measured with OpenVINO 2026.4, see tests/test_engines.py):
+
+- Inputs are quantized as FakeQuantize to 0..255, conversion to u8, minus the zero point, times the scale: the scale
+  and zero point are then taken as written, and each layer is bit-identical to the reference. FakeQuantize straight to
+  the input's range makes OpenVINO derive them, 1e-7 off.
+- FakeQuantize always has 256 levels: with any other number but 16 the layer silently runs in float. Fewer bits are a
+  bound before it.
+- Weights are int8 constants when the graph is compiled: as 4-bit constants the layer silently runs in float.
+- Layers of one input or output channel, odd channel counts and linears of one row do run in int8.
+- Without VNNI or AMX the int8 kernels saturate sums of two products at 16 bits, silently: 4 to 17 % wrong.
+"""
+
+import os
+import platform
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import torch
+from openvino import opset13 as op
+from openvino.frontend.pytorch import ConversionExtension
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from edadm.engines.reference import Network
+from edadm.errors import InputError
+from edadm.files import atomic_folder, read_json, write_json
+from edadm.quantization import checkpoint
+from edadm.quantization.checkpoint import IntegerLayer, QuantizedCheckpoint
+
+FORMAT_VERSION = 1
+BODIES = ("f32", "bf16")
+SAFE_WEIGHT = 63  # 2 * 255 * 63 < 2**15: two products fit into 16 bits
+_INT8_FLAGS = {"avx512_vnni", "avx_vnni", "amx_int8"}
+_ISA_WITHOUT = {"SSE41", "AVX", "AVX2", "AVX512_CORE"}
+
+
+class CpuEngine:
+    """A compiled network of one batch size: ``engine(x, t) -> output``, all tensors."""
+
+    def __init__(self, compiled: ov.CompiledModel, batch: int) -> None:
+        self.compiled = compiled
+        self.batch = batch
+        self._request = compiled.create_infer_request()
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """Run x float32 (n, c, h, w) and t int64 (n,) for any n: batches in turn, the last filled up with zeros."""
+        outputs = [self._run(*pieces) for pieces in zip(x.split(self.batch), t.split(self.batch), strict=True)]
+        return torch.cat(outputs)
+
+    def _run(self, x: Tensor, t: Tensor) -> Tensor:
+        missing = self.batch - len(x)
+        arrays = [F.pad(x, (0, 0) * 3 + (0, missing)), F.pad(t, (0, missing))]
+        result = self._request.infer([array.contiguous().numpy() for array in arrays])
+        return torch.from_numpy(result[0][: len(x)].copy())  # the request's own memory is used again
+
+
+def deploy(quantized: Path, out: Path) -> None:
+    """Build the engine folder ``out`` from a checkpoint folder, quantized or full-precision."""
+    loaded = checkpoint.load(quantized)
+    graph = build_graph(loaded)
+    _pack_weights(graph, {name for name, layer in loaded.layers.items() if layer.bits <= checkpoint.PACKED_BITS})
+    with atomic_folder(Path(out)) as folder:
+        ov.save_model(graph, folder / "model.xml", compress_to_fp16=False)
+        description = {
+            "format_version": FORMAT_VERSION,
+            "device": "cpu",
+            "quantized_sha256": checkpoint.fingerprint(quantized),
+            "inputs": {port.any_name: [_size(axis) for axis in port.partial_shape] for port in graph.inputs},
+            "output": [_size(axis) for axis in graph.output(0).partial_shape],
+            "layers": list(loaded.layers),
+            "largest_weight": max((int(layer.weight.abs().max()) for layer in loaded.layers.values()), default=0),
+            "versions": {name: version(name) for name in ("openvino", "torch", "diffusers")},
+        }
+        write_json(folder / "engine.json", description)
+        engine_bytes = sum((folder / name).stat().st_size for name in ("model.xml", "model.bin"))
+        write_json(folder / "size.json", checkpoint.sizes(quantized) | {"engine_bytes": engine_bytes})
+
+
+def load(engine_dir: Path, batch: int, body: str = "f32", threads: int = 2, cache_dir: Path | None = None) -> CpuEngine:
+    """Compile an engine folder for ``batch`` images a call.
+
+    ``body`` is the type of everything that is not an integer layer: "f32" for exactness, "bf16" for speed. InputError
+    when the folder is not an engine, the machine would compute wrong sums, or a layer would not run in int8.
+    """
+    if body not in BODIES:
+        raise InputError(f"engine.body: {body!r} is not one of {', '.join(BODIES)}")
+    if batch < 1 or threads < 1:
+        raise InputError(f"engine: batch {batch} and threads {threads} must be at least 1")
+    folder = Path(engine_dir)
+    description = read_json(folder / "engine.json")
+    if description.get("device") != "cpu" or description.get("format_version") != FORMAT_VERSION:
+        raise InputError(f"{folder}: not a cpu engine of format {FORMAT_VERSION}")
+    if description["largest_weight"] > SAFE_WEIGHT and not has_int8_dot():
+        raise InputError(
+            f"{folder}: this processor has neither VNNI nor AMX, where weights beyond {SAFE_WEIGHT} give wrong sums;"
+            " use weights of at most 7 bits in every layer"
+        )
+    core = ov.Core()
+    try:
+        graph = core.read_model(folder / "model.xml")
+    except RuntimeError as error:
+        raise InputError(f"{folder}: OpenVINO cannot read the graph ({str(error).splitlines()[-1]})") from error
+    unpack_weights(graph)
+    graph.reshape({name: [batch, *shape[1:]] for name, shape in description["inputs"].items()})
+    compiled = compile_graph(core, graph, body, threads, cache_dir)
+    missing = sorted(set(description["layers"]) - int8_names(compiled))
+    if missing:
+        total = len(description["layers"])
+        raise InputError(f"{folder}: {len(missing)} of {total} layers would not run in int8, first {missing[0]}")
+    return CpuEngine(compiled, batch)
+
+
+def compile_graph(
+    core: ov.Core, graph: ov.Model, body: str, threads: int, cache_dir: Path | None = None
+) -> ov.CompiledModel:
+    """``graph`` for this CPU; the precision is always stated, since OpenVINO's own choice is bf16 where it can."""
+    settings = {
+        "INFERENCE_PRECISION_HINT": body,
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+        "ENABLE_CPU_PINNING": False,  # pinned threads wait for each other when the machine is shared
+    }
+    if cache_dir is not None:
+        settings["CACHE_DIR"] = str(cache_dir)
+    return core.compile_model(graph, "CPU", settings)
+
+
+def int8_layers(compiled: ov.CompiledModel) -> tuple[int, int]:
+    """How many convolutions and linears the compiled graph runs in int8, and how many it has."""
+    nodes = _layer_nodes(compiled)
+    return sum(integer for integer, _ in nodes), len(nodes)
+
+
+def int8_names(compiled: ov.CompiledModel) -> set[str]:
+    """Names of the original layers inside the nodes that run in int8."""
+    return {name for integer, names in _layer_nodes(compiled) if integer for name in names}
+
+
+def has_int8_dot() -> bool:
+    """Whether int8 products are added in 32 bits here: x86 needs VNNI or AMX, other processors are taken to do it.
+
+    oneDNN's environment variables can forbid these instructions; they are heeded.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    for variable in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        if os.environ.get(variable, "").upper() in _ISA_WITHOUT:
+            return False
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return True  # not Linux: nothing to read
+    return not _INT8_FLAGS.isdisjoint(flags)
+
+
+def build_graph(loaded: QuantizedCheckpoint) -> ov.Model:
+    """The OpenVINO graph of a checkpoint: inputs x (-1, c, h, w) f32 and t (-1,) i64, int8 weights."""
+    config = loaded.config
+    if config["_class_name"] != "UNet2DModel" or config.get("class_embed_type") or config.get("num_class_embeds"):
+        raise InputError("the cpu engine runs unconditional UNet2DModel networks only")
+    names = {id(layer): name for name, layer in loaded.layers.items()}
+    unet = checkpoint.build_unet(loaded, lambda layer: _Placeholder(names[id(layer)], layer))
+    size = config["sample_size"]
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    shape = (config["in_channels"], height, width)
+    with torch.no_grad(), warnings.catch_warnings():
+        # diffusers' checks of channel counts become constants: they hold for every batch
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.filterwarnings("ignore", "`torch.jit.trace", DeprecationWarning)  # OpenVINO's choice
+        graph = ov.convert_model(
+            Network(unet),
+            example_input=(torch.zeros(2, *shape), torch.zeros(2, dtype=torch.int64)),
+            input=[(ov.PartialShape([-1, *shape]), ov.Type.f32), (ov.PartialShape([-1]), ov.Type.i64)],
+            extension=[ConversionExtension("edadm::integer_layer", lambda context: _convert(context, loaded.layers))],
+        )
+    for port, name in zip(graph.inputs, ("x", "t"), strict=True):
+        port.get_tensor().set_names({name})
+    # the graph and the other nodes are named by running numbers of the process: two builds would differ
+    graph.set_friendly_name(config["_class_name"])
+    for number, node in enumerate(graph.get_ordered_ops()):
+        name = node.get_friendly_name()
+        if node.get_type_name() != "Parameter" and name.removesuffix(".weight") not in loaded.layers:
+            node.set_friendly_name(f"{node.get_type_name()}_{number}")
+    return graph
+
+
+def layer_nodes(x: ov.Output, name: str, layer: IntegerLayer) -> ov.Output:
+    """OpenVINO nodes for ``layer`` on ``x``; the convolution or product is called ``name``."""
+    scale, zero = np.float32(layer.input_scale), layer.input_zero_point
+    low, high = (np.float32(np.float64(scale) * (end - zero)) for end in (0, 255))
+    if layer.input_bits < 8:
+        x = op.minimum(x, np.float32(np.float64(scale) * (2**layer.input_bits - 1 - zero)))
+    q = op.convert(op.fake_quantize(x, low, high, np.float32(0), np.float32(255), 256), "u8")
+    x = op.multiply(op.subtract(op.convert(q, "f32"), np.float32(zero)), scale)
+    shape = list(layer.weight.shape)
+    if layer.groups > 1:
+        shape = [layer.groups, shape[0] // layer.groups, *shape[1:]]
+    integers = op.constant(layer.weight.reshape(shape).numpy())
+    integers.set_friendly_name(f"{name}.weight")
+    columns = [*shape[: 2 if layer.groups > 1 else 1], *[1] * (layer.weight.dim() - 1)]
+    weight = op.multiply(op.convert(integers, "f32"), op.constant(layer.weight_scale.reshape(columns).numpy()))
+    if layer.is_convolution:
+        convolution = op.group_convolution if layer.groups > 1 else op.convolution
+        y = convolution(x, weight, layer.stride, layer.padding, layer.padding, layer.dilation)
+    else:
+        y = op.matmul(x, weight, transpose_a=False, transpose_b=True)
+    y.set_friendly_name(name)
+    if layer.bias is not None:
+        y = op.add(y, op.constant(layer.bias.reshape((1, -1, 1, 1) if layer.is_convolution else (-1,)).numpy()))
+    return y.output(0)
+
+
+def unpack_weights(graph: ov.Model) -> None:
+    """Turn 4-bit constants into int8 ones, which is what the CPU computes with."""
+    for node in graph.get_ordered_ops():
+        if node.get_type_name() == "Constant" and node.get_element_type() == ov.Type.i4:
+            packed = torch.from_numpy(np.array(node.data).view(np.uint8).reshape(-1))
+            _replace(node, op.constant(checkpoint.unpack(packed, tuple(node.get_output_shape(0))).numpy()))
+
+
+@torch.library.custom_op("edadm::integer_layer", mutates_args=())
+def _integer_layer(
+    x: Tensor, name: str, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int
+) -> Tensor:
+    """Stands for a layer while the network is traced: only the shape of its result matters."""
+    like, weight = x.to("meta"), weight.to("meta", x.dtype)
+    result = F.conv2d(like, weight, None, stride, padding, dilation, groups) if weight.dim() == 4 else like @ weight.T
+    return x.new_zeros(result.shape)
+
+
+class _Placeholder(nn.Module):
+    def __init__(self, name: str, layer: IntegerLayer) -> None:
+        super().__init__()
+        self.name, self.geometry = name, layer.geometry
+        self.register_buffer("weight", layer.weight)
+
+    def forward(self, x: Tensor, *_: Any) -> Tensor:
+        return _integer_layer(x, self.name, self.weight, *self.geometry)
+
+
+def _convert(context: Any, layers: dict[str, IntegerLayer]) -> list[ov.Output]:
+    name = context.get_values_from_const_input(1)
+    return [layer_nodes(context.get_input(0), name, layers[name])]
+
+
+def _pack_weights(graph: ov.Model, names: set[str]) -> None:
+    """Turn the int8 weight constants of the layers ``names`` into 4-bit ones."""
+    for node in graph.get_ordered_ops():
+        if node.get_type_name() == "Constant" and node.get_friendly_name().removesuffix(".weight") in names:
+            # the tensor owns its memory: one around an array would leave the constant with memory of a dead array
+            tensor = ov.Tensor(ov.Type.i4, node.get_output_shape(0))
+            tensor.data.view(np.uint8).reshape(-1)[:] = checkpoint.pack(torch.from_numpy(np.array(node.data))).numpy()
+            _replace(node, ov.op.Constant(tensor))
+
+
+def _replace(node: ov.Node, other: ov.Node) -> None:
+    other.set_friendly_name(node.get_friendly_name())
+    for target in list(node.output(0).get_target_inputs()):
+        target.replace_source_output(other.output(0))
+
+
+def _size(axis: ov.Dimension) -> int:
+    return -1 if axis.is_dynamic else axis.get_length()
+
+
+def _layer_nodes(compiled: ov.CompiledModel) -> list[tuple[bool, list[str]]]:
+    """For every executed convolution and linear: whether its kernel is an int8 one, and the layers inside it.
+
+    The kernel's name is asked, not the node's precision: that one also says i8 for integer weights in float products.
+    """
+    nodes = []
+    for node in compiled.get_runtime_model().get_ops():
+        info = {key: value.astype(str) for key, value in node.get_rt_info().items() if hasattr(value, "astype")}
+        if info["layerType"] in ("Convolution", "FullyConnected"):
+            # OpenVINO appends to a name what it moved behind the layer: name/DequantizationMultiply
+            names = [name.split("/")[0] for name in info["originalLayersNames"].split(",")]
+            nodes.append((info["primitiveType"].upper().endswith("_I8"), names))
+    return nodes

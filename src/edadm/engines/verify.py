@@ -1,0 +1,101 @@
+"""Does an engine compute what the quantized checkpoint defines? Layer by layer exactly, as a whole within round-off."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import torch
+from openvino import opset13 as op
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from edadm.engines import cpu, reference
+from edadm.errors import InputError
+from edadm.quantization import checkpoint
+from edadm.quantization.checkpoint import IntegerLayer
+
+ROUND_OFF = 1e-6  # relative size of the disturbance behind the round-off floor
+REPEATS = 4
+
+
+class Simulation(nn.Module):
+    """A layer in float32 with fake quantization, as during reconstruction."""
+
+    def __init__(self, layer: IntegerLayer) -> None:
+        super().__init__()
+        self.layer = layer
+        self.weight = layer.weight * layer.weight_scale.reshape(-1, *[1] * (layer.weight.dim() - 1))
+
+    def forward(self, x: Tensor, *_: Any) -> Tensor:
+        """X float32 in the layer's input layout."""
+        layer = self.layer
+        x = torch.fake_quantize_per_tensor_affine(
+            x, layer.input_scale, layer.input_zero_point, 0, 2**layer.input_bits - 1
+        )
+        if layer.is_convolution:
+            return F.conv2d(x, self.weight, layer.bias, *layer.geometry)
+        return F.linear(x, self.weight, layer.bias)
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """Norm of the difference over the norm of what is expected, in float64."""
+    return ((found.double() - expected.double()).norm() / expected.double().norm()).item()
+
+
+def layer_inputs(loaded: checkpoint.QuantizedCheckpoint, x: Tensor, t: Tensor) -> dict[str, Tensor]:
+    """The integers (int32) that reach every layer in a reference run on x, t."""
+    names = {id(layer): name for name, layer in loaded.layers.items()}
+    found: dict[str, Tensor] = {}
+
+    class Recording(reference.IntegerReference):
+        def forward(self, x: Tensor, *_: Any) -> Tensor:
+            found[names[id(self.layer)]] = reference.quantize(x, self.layer)
+            return super().forward(x)
+
+    reference.Network(checkpoint.build_unet(loaded, Recording))(x, t)
+    return found
+
+
+def layer_error(name: str, layer: IntegerLayer, integers: Tensor) -> float:
+    """Relative error of the CPU engine's layer against exact integer arithmetic on the same integers."""
+    x = (integers - layer.input_zero_point).float() * layer.input_scale
+    port = op.parameter(list(x.shape), np.float32)
+    graph = ov.Model([cpu.layer_nodes(port.output(0), name, layer)], [port])
+    compiled = cpu.compile_graph(ov.Core(), graph, "f32", threads=1)
+    if name not in cpu.int8_names(compiled):
+        raise InputError(f"{name}: the engine does not run this layer in int8")
+    return relative_error(torch.from_numpy(compiled([x.numpy()])[0]), reference.IntegerReference(layer)(x))
+
+
+@torch.no_grad()
+def verify(quantized: Path, engine: Path, x: Tensor, t: Tensor, threads: int) -> dict[str, Any]:
+    """Compare the CPU engine (f32 body) with the exact reference on network inputs x (n, c, h, w), t (n,).
+
+    ``floor`` is how far the float32 simulation moves when its input is disturbed by 1e-6 of itself: an integer at a
+    rounding tie then flips, and every later layer sees it. ``end_to_end`` cannot be expected below that.
+    """
+    loaded = checkpoint.load(quantized)
+    integers = layer_inputs(loaded, x[:4], t[:4])
+    errors = {name: layer_error(name, layer, integers[name]) for name, layer in loaded.layers.items()}
+    compiled = cpu.load(engine, len(x), threads=threads)
+    in_int8, total = cpu.int8_layers(compiled.compiled)
+    simulation = reference.Network(checkpoint.build_unet(loaded, Simulation))
+    expected, simulated = reference.load(quantized)(x, t), simulation(x, t)
+    generator = torch.Generator().manual_seed(0)
+    disturbed = [x * (1 + ROUND_OFF * torch.randn(x.shape, generator=generator)) for _ in range(REPEATS)]
+    floors = [relative_error(simulation(other, t), simulated) for other in disturbed]
+    found = compiled(x, t)
+    worst = max(errors, key=errors.get, default=None)
+    return {
+        "layers": len(loaded.layers),
+        "layers_in_graph": total,
+        "layers_in_int8": in_int8,
+        "worst_layer": worst,
+        "worst_layer_error": errors.get(worst, 0.0),
+        "end_to_end_to_reference": relative_error(found, expected),
+        "end_to_end_to_simulation": relative_error(found, simulated),
+        "simulation_to_reference": relative_error(simulated, expected),
+        "floor": max(floors),
+        "images": len(x),
+    }

@@ -1,0 +1,352 @@
+"""The engines: the reference against literal integers, the CPU engine against the reference."""
+
+import tiny  # noqa: I001  (first: it imports edadm)
+
+import dataclasses
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import types
+
+import numpy as np
+import openvino as ov
+import pytest
+import torch
+from openvino import opset13 as op
+from torch import nn
+from torch.nn import functional as F
+
+from edadm import engines
+from edadm.engines.verify import relative_error
+from edadm.engines import verify, cpu, reference
+from edadm.errors import InputError
+from edadm.evaluation import latency
+from edadm.files import write_json
+from edadm.params import EngineParams, LatencyParams
+from edadm.quantization import checkpoint
+from edadm.quantization.checkpoint import IntegerLayer
+from edadm.quantization.quantizer import weight_grid
+
+CASES = {  # weight shape, input shape, geometry
+    "3x3": ((16, 8, 3, 3), (2, 8, 9, 9), {"padding": (1, 1)}),
+    "one input channel": ((16, 1, 3, 3), (2, 1, 9, 9), {"padding": (1, 1)}),
+    "one output channel": ((1, 16, 3, 3), (2, 16, 9, 9), {"padding": (1, 1)}),
+    "odd channels": ((7, 5, 3, 3), (1, 5, 9, 9), {"padding": (1, 1)}),
+    "stride 2": ((16, 8, 3, 3), (2, 8, 9, 9), {"stride": (2, 2)}),
+    "stride 2, padded": ((16, 8, 3, 3), (2, 8, 8, 8), {"stride": (2, 2), "padding": (1, 1)}),
+    "dilated": ((8, 8, 3, 3), (1, 8, 9, 9), {"padding": (2, 2), "dilation": (2, 2)}),
+    "1x1": ((16, 24, 1, 1), (2, 24, 4, 4), {}),
+    "1x1, 3 channels": ((16, 3, 1, 1), (2, 3, 4, 4), {}),
+    "linear": ((24, 16), (5, 16), {}),
+    "linear, one row": ((24, 16), (1, 16), {}),
+    "linear, three axes": ((16, 16), (2, 9, 16), {}),
+    "linear, odd": ((33, 17), (3, 17), {}),
+    "linear, one output": ((1, 17), (1, 17), {}),
+}
+
+
+def random_layer(shape, geometry, zero=97, bits=8, input_bits=8, extreme=False, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    least, greatest = weight_grid(bits)
+    weight = torch.randint(least, greatest + 1, shape, generator=generator, dtype=torch.int8)
+    if extreme:
+        weight = torch.where(weight < 0, least, greatest).to(torch.int8)
+        weight[0] = greatest
+    scale = torch.rand(shape[0], generator=generator) * 0.02 + 0.001
+    bias = torch.randn(shape[0], generator=generator)
+    step = torch.tensor(0.0137).item()
+    return IntegerLayer(bits, weight, scale, bias, step, zero, input_bits, **geometry)
+
+
+def grid_inputs(layer, shape, extreme=False, seed=1):
+    """Inputs exactly on the layer's grid: their integers are certain on any engine."""
+    greatest = 2**layer.input_bits - 1
+    integers = torch.randint(0, greatest + 1, shape, generator=torch.Generator().manual_seed(seed))
+    if extreme:
+        integers[:] = greatest
+        integers[..., ::3] = 0
+    return (integers - layer.input_zero_point).float() * layer.input_scale, integers
+
+
+def compiled_layer(layer, shape, name="layer"):
+    x = op.parameter(list(shape), np.float32)
+    graph = ov.Model([cpu.layer_nodes(x.output(0), name, layer)], [x])
+    return cpu.compile_graph(ov.Core(), graph, "f32", threads=1)
+
+
+def literal_sums(q, layer):
+    """Sums of products by loops over the kernel in int64."""
+    q, weight = q.numpy().astype(np.int64), layer.weight.numpy().astype(np.int64)
+    if not layer.is_convolution:
+        return np.einsum("...i,oi->...o", q - layer.input_zero_point, weight)
+    padded = np.pad(q, [(0, 0), (0, 0), *((p, p) for p in layer.padding)], constant_values=layer.input_zero_point)
+    padded -= layer.input_zero_point
+    kernel, stride, dilation = weight.shape[2:], layer.stride, layer.dilation
+    size = [(padded.shape[2 + i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in (0, 1)]
+    groups, inputs, outputs = layer.groups, weight.shape[1], len(weight) // layer.groups
+    sums = np.zeros((len(q), len(weight), *size), np.int64)
+    for y in range(kernel[0]):
+        for x in range(kernel[1]):
+            rows = slice(y * dilation[0], y * dilation[0] + stride[0] * size[0], stride[0])
+            columns = slice(x * dilation[1], x * dilation[1] + stride[1] * size[1], stride[1])
+            for g in range(groups):
+                piece = padded[:, g * inputs : (g + 1) * inputs, rows, columns]
+                of_group = slice(g * outputs, (g + 1) * outputs)
+                sums[:, of_group] += np.einsum("nihw,oi->nohw", piece, weight[of_group, :, y, x])
+    return sums
+
+
+@pytest.mark.parametrize("extreme", [False, True])
+@pytest.mark.parametrize("zero", [0, 97, 255])
+@pytest.mark.parametrize("case", [*CASES, "groups"])
+def test_reference_is_literal_integer_arithmetic(case, zero, extreme):
+    groups = ((12, 2, 3, 3), (2, 8, 7, 7), {"padding": (1, 0), "groups": 4})
+    shape, input_shape, geometry = CASES.get(case, groups)
+    layer = random_layer(shape, geometry, zero, extreme=extreme)
+    x, integers = grid_inputs(layer, input_shape, extreme)
+    assert torch.equal(reference.quantize(x, layer), integers.int())
+    sums = reference.accumulate(integers, layer).numpy()
+    assert np.array_equal(sums, literal_sums(integers, layer))
+    axes = (1, -1, 1, 1) if layer.is_convolution else (-1,)
+    scale = (layer.weight_scale.numpy() * np.float32(layer.input_scale)).reshape(axes)
+    expected = sums.astype(np.float32) * scale + layer.bias.numpy().reshape(axes)
+    assert np.array_equal(reference.IntegerReference(layer)(x).numpy(), expected)
+
+
+def test_reference_rounds_half_to_even_and_clamps():
+    layer = IntegerLayer(8, torch.ones(1, 1, dtype=torch.int8), torch.ones(1), None, 0.5, 3)
+    x = torch.tensor([[-100.0], [-0.75], [-0.25], [0.25], [0.75], [1.25], [200.0]])
+    assert reference.quantize(x, layer).flatten().tolist() == [0, 1, 3, 3, 5, 5, 255]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_reference_agrees_with_fake_quantization(case, bits):
+    shape, input_shape, geometry = CASES[case]
+    layer = random_layer(shape, geometry, bits=bits)
+    x = torch.randn(input_shape, generator=torch.Generator().manual_seed(2))
+    x = torch.fake_quantize_per_tensor_affine(x, layer.input_scale, layer.input_zero_point, 0, 255)
+    weight = layer.weight * layer.weight_scale.reshape(-1, *[1] * (len(shape) - 1))
+    if layer.is_convolution:
+        expected = F.conv2d(x, weight, layer.bias, *layer.geometry)
+    else:
+        expected = F.linear(x, weight, layer.bias)
+    assert relative_error(reference.IntegerReference(layer)(x), expected) < 1e-6
+
+
+@pytest.mark.parametrize("extreme", [False, True])
+@pytest.mark.parametrize("zero", [0, 97, 255])
+@pytest.mark.parametrize("case", CASES)
+def test_cpu_layer_is_exact_and_runs_in_int8(case, zero, extreme):
+    shape, input_shape, geometry = CASES[case]
+    layer = random_layer(shape, geometry, zero, extreme=extreme)
+    x, _ = grid_inputs(layer, input_shape, extreme)
+    compiled = compiled_layer(layer, input_shape)
+    assert cpu.int8_layers(compiled) == (1, 1) and cpu.int8_names(compiled) >= {"layer"}
+    found = torch.from_numpy(compiled([x.numpy()])[0])
+    assert relative_error(found, reference.IntegerReference(layer)(x)) <= 1e-6
+
+
+@pytest.mark.parametrize("input_bits", range(2, 9))
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_cpu_layer_of_any_width(bits, input_bits):
+    for case in ("3x3", "linear"):
+        shape, input_shape, geometry = CASES[case]
+        layer = random_layer(shape, geometry, 2**input_bits // 3, bits, input_bits)
+        x, _ = grid_inputs(layer, input_shape)
+        x = x * 1.5  # beyond both ends of the grid
+        x = (reference.quantize(x, layer) - layer.input_zero_point).float() * layer.input_scale + (x * 1e3).trunc()
+        compiled = compiled_layer(layer, input_shape)
+        assert cpu.int8_layers(compiled) == (1, 1)
+        found = torch.from_numpy(compiled([x.numpy()])[0])
+        assert relative_error(found, reference.IntegerReference(layer)(x)) <= 1e-6
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Checkpoint and engine folders of the tiny network: w4a8, w8a8 and full precision."""
+    root = tmp_path_factory.mktemp("engines")
+    for name, make in {
+        "w4a8": lambda path: tiny.save(path, bits=4),
+        "w8a8": lambda path: tiny.save(path, bits=8),
+        "fp32": tiny.save_float,
+    }.items():
+        cpu.deploy(make(root / name), root / f"{name}-cpu")
+    return root
+
+
+@pytest.mark.parametrize("variant", ["w4a8", "w8a8"])
+def test_every_layer_of_the_network_is_exact(folders, variant):
+    loaded = checkpoint.load(folders / variant)
+    with torch.no_grad():
+        inputs = verify.layer_inputs(loaded, *tiny.inputs(2))
+    assert inputs.keys() == loaded.layers.keys()
+    for name, layer in loaded.layers.items():
+        assert verify.layer_error(name, layer, inputs[name]) <= 1e-6, name
+
+
+@pytest.mark.parametrize("variant", ["w4a8", "w8a8"])
+def test_network_is_int8_and_within_the_round_off_floor(folders, variant):
+    loaded = checkpoint.load(folders / variant)
+    engine = cpu.load(folders / f"{variant}-cpu", 32, threads=1)
+    assert cpu.int8_layers(engine.compiled) == (len(loaded.layers), len(loaded.layers))
+    x, t = tiny.inputs(128)
+    with torch.no_grad():
+        expected = reference.load(folders / variant)(x, t)
+        # one integer that round-off moves by one changes an image by a few percent: the simulation shows how often
+        floor = relative_error(reference.Network(checkpoint.build_unet(loaded, verify.Simulation))(x, t), expected)
+    found = engine(x, t)
+    assert 0 < floor < 0.02
+    assert relative_error(found, expected) <= 2 * floor
+    images = (found - expected).flatten(1).norm(dim=1) / expected.flatten(1).norm(dim=1)
+    assert (images < 1e-5).float().mean() > 0.75
+
+
+def test_images_do_not_depend_on_their_neighbours(folders):
+    x, t = tiny.inputs(11)
+    engine = cpu.load(folders / "w4a8-cpu", 4, threads=1)
+    outputs = engine(x, t)
+    assert torch.equal(engine(x.flip(0), t.flip(0)).flip(0), outputs)
+    assert torch.equal(engine(x[:1], t[:1]), outputs[:1])
+
+
+def test_bf16_body_keeps_integer_layers(folders):
+    x, t = tiny.inputs(4)
+    engine = cpu.load(folders / "w8a8-cpu", 4, body="bf16", threads=1)
+    integer, total = cpu.int8_layers(engine.compiled)
+    assert integer == total > 0
+    with torch.no_grad():
+        assert relative_error(engine(x, t), reference.load(folders / "w8a8")(x, t)) < 0.2
+
+
+def test_full_precision_engine(folders):
+    x, t = tiny.inputs(5)
+    engine = engines.load(folders / "fp32-cpu", 2, threads=1)
+    assert cpu.int8_layers(engine.compiled)[0] == 0
+    with torch.no_grad():
+        assert relative_error(engine(x, t), tiny.unet()(x, t).sample) < 1e-5
+
+
+def test_engine_folder(folders, tmp_path):
+    cpu.deploy(folders / "w4a8", tmp_path / "again")
+    for name in ("model.xml", "model.bin", "engine.json", "size.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (folders / "w4a8-cpu" / name).read_bytes(), name
+    description = json.loads((tmp_path / "again" / "engine.json").read_text())
+    assert description["quantized_sha256"] == checkpoint.fingerprint(folders / "w4a8")
+    assert description["inputs"] == {"x": [-1, 1, 8, 8], "t": [-1]} and description["output"] == [-1, 1, 8, 8]
+    size = json.loads((tmp_path / "again" / "size.json").read_text())
+    files = [tmp_path / "again" / name for name in ("model.xml", "model.bin")]
+    assert size == checkpoint.sizes(folders / "w4a8") | {"engine_bytes": sum(path.stat().st_size for path in files)}
+    # weights are packed in the engine's file too: it holds little more than the checkpoint's numbers
+    assert files[1].stat().st_size < 1.1 * size["payload_bytes"]
+
+
+def test_float_fallback_is_an_error(folders, monkeypatch):
+    monkeypatch.setattr(cpu, "unpack_weights", lambda graph: None)  # 4-bit constants run in float
+    with pytest.raises(InputError, match="53 of 55 layers would not run in int8"):
+        cpu.load(folders / "w4a8-cpu", 1, threads=1)
+
+
+def test_processors_that_saturate_are_refused(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(cpu, "has_int8_dot", lambda: False)
+    with pytest.raises(InputError, match="neither VNNI nor AMX"):
+        cpu.load(folders / "w4a8-cpu", 1, threads=1)  # conv_in and conv_out have 8-bit weights
+    shutil.copytree(folders / "w4a8-cpu", tmp_path / "safe")
+    description = json.loads((tmp_path / "safe" / "engine.json").read_text())
+    assert description["largest_weight"] == 127
+    write_json(tmp_path / "safe" / "engine.json", description | {"largest_weight": cpu.SAFE_WEIGHT})
+    cpu.load(tmp_path / "safe", 1, threads=1)
+    cpu.load(folders / "fp32-cpu", 1, threads=1)
+
+
+WITHOUT_VNNI = """
+import test_engines as tests
+layer = tests.random_layer(*tests.CASES["3x3"][::2], extreme=True)
+x = tests.torch.full(tests.CASES["3x3"][1], 1e6)
+for greatest in (tests.cpu.SAFE_WEIGHT, 127):
+    limited = tests.dataclasses.replace(layer, weight=layer.weight.clamp(-greatest, greatest))
+    found = tests.torch.from_numpy(tests.compiled_layer(limited, x.shape)([x.numpy()])[0])
+    print(tests.cpu.has_int8_dot(), tests.relative_error(found, tests.reference.IntegerReference(limited)(x)))
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="16-bit saturation is a matter of x86 without VNNI")
+def test_safe_weights_are_exact_without_vnni():
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", "PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run([sys.executable, "-c", WITHOUT_VNNI], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    safe, unsafe = (line.split() for line in run.stdout.splitlines()[-2:])
+    assert safe[0] == unsafe[0] == "False"
+    assert float(safe[1]) <= 1e-6
+    assert float(unsafe[1]) > 0.01  # what is refused: silently wrong
+
+
+@pytest.mark.parametrize("variable", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
+def test_instruction_sets_can_be_forbidden(monkeypatch, variable):
+    monkeypatch.setattr(cpu.platform, "machine", lambda: "x86_64")
+    monkeypatch.setenv(variable, "avx512_core")
+    assert not cpu.has_int8_dot()
+    monkeypatch.setattr(cpu.platform, "machine", lambda: "aarch64")
+    assert cpu.has_int8_dot()
+
+
+def test_bad_engine_folders_are_refused(folders, tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        engines.load(tmp_path, 1)
+    (tmp_path / "engine.json").write_text('{"device": "abacus"}')
+    with pytest.raises(InputError, match="abacus"):
+        engines.load(tmp_path, 1)
+    (tmp_path / "engine.json").write_text((folders / "w8a8-cpu" / "engine.json").read_text())
+    with pytest.raises(InputError, match="cannot read the graph") as error:
+        engines.load(tmp_path, 1)
+    assert "\n" not in str(error.value)
+    assert engines.input_shape(folders / "w8a8-cpu") == (1, 8, 8)
+    with pytest.raises(InputError, match="body"):
+        engines.load(folders / "w8a8-cpu", 1, body="f16")
+    with pytest.raises(InputError, match="at least 1"):
+        engines.load(folders / "w8a8-cpu", 0)
+
+
+def test_conditional_networks_are_refused_for_now(folders):
+    loaded = checkpoint.load(folders / "fp32")
+    with pytest.raises(InputError, match="unconditional"):
+        cpu.build_graph(dataclasses.replace(loaded, config=loaded.config | {"num_class_embeds": 10}))
+
+
+def test_rounds_are_interleaved():
+    order = []
+    calls = {name: lambda name=name: order.append(name) for name in "ab"}
+    seconds = latency.interleaved(calls, 3)
+    assert "".join(order) == "ab" + 3 * "aabb"
+    assert all(len(times) == 3 and all(math.isfinite(time) for time in times) for times in seconds.values())
+    with pytest.raises(InputError, match="rounds"):
+        latency.interleaved(calls, 0)
+
+
+def test_latency_rows(folders, monkeypatch):
+    monkeypatch.setattr(latency, "load", lambda folder: types.SimpleNamespace(unet=tiny.unet()))
+    engine_dirs = {name: folders / f"{name}-cpu" for name in ("fp32", "w8a8", "w4a8")}
+    settings, engine = LatencyParams(rounds=2, batches=[1, 3]), EngineParams(body="f32", threads=1)
+    result = latency.measure("tiny", folders, engine_dirs, settings, engine)
+    names = ["pytorch-fp32-eager", "openvino-fp32", "openvino-bf16", "edadm-w8a8", "edadm-w4a8"]
+    assert [(row["configuration"], row["batch"]) for row in result["rows"]] == [(n, b) for b in (1, 3) for n in names]
+    for row in result["rows"]:
+        assert row["system"] == "tiny" and row["threads"] == 1 and row["rounds"] == 2
+        assert 0 < row["min_ms"] <= row["median_ms"]
+    assert result["threads"] == 1 and isinstance(result["device"], str)
+    with pytest.raises(InputError, match="fp32"):
+        latency.measure("tiny", folders, {"w8a8": folders / "w8a8-cpu"}, settings, engine)
+
+
+def test_split_layer_is_exact_on_the_cpu():
+    parts = tiny.split(nn.Conv2d(12, 8, 1), 5)
+    module = checkpoint.SplitConv([reference.IntegerReference(part) for part in parts], [5, 7])
+    x = torch.randn(2, 12, 4, 4, generator=torch.Generator().manual_seed(3)) * 2
+    found = 0
+    for part, piece in zip(parts, x.split([5, 7], 1), strict=True):
+        found = found + torch.from_numpy(compiled_layer(part, piece.shape)([piece.numpy()])[0])
+    assert relative_error(found, module(x)) <= 1e-6
