@@ -1,0 +1,1 @@
+"""Samples, metrics and latency of any callable U-Net."""

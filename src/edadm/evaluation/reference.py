@@ -1,0 +1,109 @@
+"""Reference statistics: what a system's samples are measured against.
+
+The npz holds ``mu``, ``sigma``, ``mu_s``, ``sigma_s`` under ADM's names (float64; the last two of the spatial
+features), ``features`` (pooled features of evenly spaced images, for KID and precision/recall), and strings and a
+number that say what it was made of: ``extractor``, ``extractor_sha256``, ``images_sha256``, ``n``.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edadm import files
+from edadm.errors import InputError
+from edadm.evaluation import archive
+from edadm.evaluation import extractor as extractors
+from edadm.evaluation.features import Statistics, extract, in_batches
+from edadm.params import ReferenceParams
+
+KEYS = ("mu", "sigma", "mu_s", "sigma_s", "features", "extractor", "extractor_sha256", "images_sha256", "n")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Statistics of ``n`` images, pooled features (m, d) float32 of some of them, and hashes of what made them."""
+
+    statistics: Statistics
+    statistics_spatial: Statistics
+    features: np.ndarray
+    extractor: str
+    extractor_sha256: str
+    images_sha256: str
+    n: int
+
+
+def _images_sha256(images: np.ndarray) -> str:
+    """SHA-256 over the images' shape and bytes."""
+    digest = hashlib.sha256(str(images.shape).encode())
+    digest.update(np.ascontiguousarray(images))
+    return digest.hexdigest()
+
+
+def build(images: np.ndarray, out: Path, extractor: str, weights: Path, kept: int = 10_000) -> Reference:
+    """Write the statistics of ``images`` (n, H, W, C) uint8 to ``out``.
+
+    ``weights`` is the folder of ``extractor``'s weights. The pooled features of ``kept`` images, evenly spaced, are
+    stored in half precision, which halves the file and moves KID and precision/recall far less than their own noise.
+    """
+    found = extract(extractors.create(extractor, weights), in_batches(images))
+    kept = min(kept, len(images))
+    rows = np.arange(kept) * len(images) // kept
+    arrays = {
+        "mu": found.statistics.mu,
+        "sigma": found.statistics.sigma,
+        "mu_s": found.statistics_spatial.mu,
+        "sigma_s": found.statistics_spatial.sigma,
+        "features": found.pooled.numpy()[rows].astype(np.float16),
+        "extractor": np.array(extractor),
+        "extractor_sha256": np.array(extractors.weights_sha256(extractor, weights)),
+        "images_sha256": np.array(_images_sha256(images)),
+        "n": np.array(len(images)),
+    }
+    archive.write(out, arrays, compressed=True)
+    return load(out)
+
+
+def load(path: Path) -> Reference:
+    """Read reference statistics; InputError when the file is missing, damaged or lacks something."""
+    with archive.opened(path, "a file of reference statistics") as opened:
+        found = {key: opened[key] for key in KEYS}
+        return Reference(
+            Statistics(found["mu"], found["sigma"]),
+            Statistics(found["mu_s"], found["sigma_s"]),
+            found["features"].astype(np.float32),
+            *(str(found[key]) for key in ("extractor", "extractor_sha256", "images_sha256")),
+            int(found["n"]),
+        )
+
+
+def check_extractor(path: Path, reference: Reference, extractor: str, weights: Path) -> None:
+    """InputError unless ``reference`` (read from ``path``) was made by this extractor with these weights."""
+    if reference.extractor != extractor:
+        raise InputError(f"{path}: made by extractor {reference.extractor!r}, but {extractor!r} is asked for")
+    if reference.extractor_sha256 != extractors.weights_sha256(extractor, weights):
+        raise InputError(
+            f"{path}: made with other weights than those in {weights} (SHA-256 differs); "
+            f"`edadm train {extractor}` writes both"
+        )
+
+
+def fetch(settings: ReferenceParams, out: Path) -> Reference:
+    """Copy the statistics that ``settings`` names to ``out`` unchanged, once they fit their extractor.
+
+    The extractor's weights lie beside the statistics. So may a JSON of the same name with what held-out images
+    score (``metrics.floor``), which is copied too. InputError, and nothing written, when anything does not fit.
+    """
+    source = Path(settings.statistics)
+    reference = load(source)
+    check_extractor(source, reference, settings.extractor, source.parent)
+    copies = {Path(out): source.read_bytes()}
+    beside = source.with_suffix(".json")
+    if beside.is_file():
+        if files.read_json(beside).get("reference_sha256") != files.sha256(source):
+            raise InputError(f"{beside}: measured against other statistics than {source.name} (SHA-256 differs)")
+        copies[Path(out).with_suffix(".json")] = beside.read_bytes()
+    for path, content in copies.items():
+        files.atomic_write(path, content)
+    return reference

@@ -1,0 +1,103 @@
+"""Sampling: an image depends on its seed alone, shards resume, foreign shards are not taken."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+from edadm.errors import InputError
+from edadm.evaluation import samples, sampling
+from edadm.params import SamplerParams, SamplingParams
+from edadm.systems.samplers import Diffusion
+
+DIFFUSION = Diffusion.from_scheduler(DDIMScheduler(clip_sample=True))
+SHAPE = (1, 8, 8)
+
+
+def network(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    return torch.tanh(x) * (1 + t.view(-1, 1, 1, 1) / 1000)
+
+
+def run(
+    tmp_path: Path, batch: int = 4, shard: int = 8, images: int = 20, mark: str = "m", **rest: object
+) -> np.ndarray:
+    settings = SamplingParams(seed=50, batch=batch, shard=shard, images={"demo": images, "full": images})
+    sampler = SamplerParams(name="ddim", steps=5, spacing="leading", eta=1.0)
+    load = rest.pop("load", lambda: network)
+    scratch, out = tmp_path / "scratch", tmp_path / "out"
+    sampling.run(load, DIFFUSION, sampler, settings, SHAPE, images, mark, scratch, out, **rest)
+    if not out.exists():
+        return np.empty(0)
+    opened = samples.open_folder(out)
+    return np.concatenate(list(samples.batches(opened, 3)))
+
+
+def test_an_image_depends_on_its_seed_alone(tmp_path: Path) -> None:
+    expected = run(tmp_path / "a")
+    assert expected.shape == (20, 8, 8, 1)
+    assert expected.dtype == np.uint8
+    assert len(np.unique(expected.reshape(20, -1), axis=0)) == 20
+    for batch, shard in ((1, 8), (8, 8), (4, 20), (3, 7)):
+        assert np.array_equal(run(tmp_path / f"{batch}-{shard}", batch, shard), expected)
+    assert np.array_equal(run(tmp_path / "fewer", images=9), expected[:9])
+
+
+def test_scattered_shards_give_the_same_images(tmp_path: Path) -> None:
+    expected = run(tmp_path / "whole")
+    for index in (2, 0, 1):
+        assert len(run(tmp_path / "scattered", only=(index, 3))) == 0
+
+    def refuse() -> None:
+        raise AssertionError("nothing was left to draw")
+
+    assert np.array_equal(run(tmp_path / "scattered", load=refuse), expected)
+    assert not (tmp_path / "scattered" / "scratch").exists()
+
+
+def test_a_killed_run_keeps_its_finished_shards(tmp_path: Path) -> None:
+    expected = run(tmp_path / "whole")
+    calls = 0
+
+    def dying(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls > 12:
+            raise KeyboardInterrupt
+        return network(x, t)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", load=lambda: dying)
+    assert sorted(path.name for path in (tmp_path / "killed" / "scratch").iterdir()) == ["shard-0000.npz"]
+    assert not (tmp_path / "killed" / "out").exists()
+    calls = -100
+    assert np.array_equal(run(tmp_path / "killed", load=lambda: dying), expected)
+    assert calls == -100 + 3 * 5  # 12 images in batches of 4 are left, of 5 steps each
+
+
+def test_shards_of_another_engine_are_made_again(tmp_path: Path) -> None:
+    run(tmp_path, only=(0, 3), mark="other")
+    expected = run(tmp_path / "whole")
+    assert np.array_equal(run(tmp_path), expected)
+
+
+def test_the_fingerprint_follows_what_the_images_depend_on(tmp_path: Path) -> None:
+    engine = tmp_path / "engine"
+    engine.mkdir()
+    (engine / "model.bin").write_bytes(b"1")
+    settings = SamplingParams(seed=50, batch=4, shard=8, images={"demo": 8, "full": 8})
+    sampler = SamplerParams(name="ddim", steps=5, spacing="leading", eta=0.0)
+    first = sampling.fingerprint(engine, sampler, settings, {"body": "f32"})
+    assert sampling.fingerprint(engine, sampler, settings, {"body": "f32"}) == first
+    assert sampling.fingerprint(engine, sampler, settings, {"body": "bf16"}) != first
+    other = SamplerParams(name="ddim", steps=6, spacing="leading", eta=0.0)
+    assert sampling.fingerprint(engine, other, settings, {"body": "f32"}) != first
+    (engine / "model.bin").write_bytes(b"2")
+    assert sampling.fingerprint(engine, sampler, settings, {"body": "f32"}) != first
+
+
+@pytest.mark.parametrize("only", [(3, 3), (0, 2), (-1, 3)])
+def test_a_shard_that_does_not_exist_is_one_line(tmp_path: Path, only: tuple[int, int]) -> None:
+    with pytest.raises(InputError, match="this set has 3 shards"):
+        run(tmp_path, only=only)
