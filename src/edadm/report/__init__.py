@@ -1,0 +1,1 @@
+"""What the measurements say: tables of numbers, plots and the one-page report."""

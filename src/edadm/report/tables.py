@@ -1,0 +1,140 @@
+"""The measured numbers of the listed runs, as CSV files and as rows for the report."""
+
+import csv
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from edadm.errors import InputError
+from edadm.files import atomic_write, read_json
+
+METRICS_FILE = {"demo": "metrics.json", "full": "metrics-full.json"}
+MEASURES = (
+    "n",
+    "fid",
+    "sfid",
+    "is_mean",
+    "is_std",
+    "kid_mean",
+    "kid_std",
+    "precision",
+    "recall",
+    "psnr_fp32",
+    "ssim_fp32",
+    "feature_distance_fp32",
+    "confident_share",
+)
+QUALITY = ("run", "system", "variant", "n", "fid", "fid_ratio", *MEASURES[2:])
+SIZES = ("unet_fp32_bytes", "quantized_file_bytes", "payload_bytes", "arithmetic_bytes", "engine_bytes")
+SIZE = ("system", "variant", *SIZES, "ratio_to_fp32")
+TIMES = ("configuration", "batch", "threads", "median_ms", "min_ms", "rounds")
+# what each configuration is compared with: what most users run, and the best float path of the engine we use
+BASELINES = {"speedup_vs_eager": "pytorch-fp32-eager", "speedup_vs_openvino_bf16": "openvino-bf16"}
+LATENCY = ("system", "device", *TIMES, *BASELINES)
+
+
+def pick(content: Any, keys: Iterable[str], path: Path) -> dict[str, Any]:
+    """Those ``keys`` of the JSON object ``content`` read from ``path``; InputError when one is missing."""
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: not a JSON object; delete it and run the stage that makes it again")
+    missing = [key for key in keys if key not in content]
+    if missing:
+        raise InputError(f"{path}: has no {', '.join(missing)}; delete it and run the stage that makes it again")
+    return {key: content[key] for key in keys}
+
+
+def ratio(value: float | None, base: float | None) -> float | None:
+    """``value / base``, or None where one of them is missing or the base is 0."""
+    return value / base if value is not None and base else None
+
+
+def quality(params: Any, results: Path, protocol: str = "demo") -> list[dict[str, Any]]:
+    """A row per listed run, with the columns ``QUALITY``; InputError when a run has no metrics yet.
+
+    ``fid_ratio`` is None where the system has no fp32 run in the list.
+    """
+    rows = []
+    for name, run in params.runs.items():
+        path = results / run.system / run.variant / METRICS_FILE[protocol]
+        measures = pick(read_json(path), MEASURES, path)
+        rows.append({"run": name, "system": run.system, "variant": run.variant, **measures})
+    fp32 = {row["system"]: row["fid"] for row in rows if row["variant"] == "fp32"}
+    for row in rows:
+        row["fid_ratio"] = ratio(row["fid"], fp32.get(row["system"]))
+    return rows
+
+
+def size(params: Any, results: Path) -> list[dict[str, Any]]:
+    """A row per listed run whose engine exists, with the columns ``SIZE`` and ``layers``, {bits: number of layers}.
+
+    ``ratio_to_fp32`` is the quantized file over the float32 U-Net, so smaller is better. The quantized file is the
+    same for every device; the engine of the first one is read.
+    """
+    rows = []
+    for run in params.runs.values():
+        path = results / run.system / run.variant / f"engine-{params.pipeline.devices[0]}" / "size.json"
+        if not path.exists():
+            continue
+        row = {"system": run.system, "variant": run.variant, **pick(read_json(path), (*SIZES, "layers"), path)}
+        rows.append(row | {"ratio_to_fp32": ratio(row["quantized_file_bytes"], row["unet_fp32_bytes"])})
+    return rows
+
+
+def latency(params: Any, results: Path) -> list[dict[str, Any]]:
+    """A row per measured configuration of the listed systems, with the columns ``LATENCY`` and ``machine``.
+
+    A speed-up compares medians on the same system, device, batch and number of threads; None without that baseline.
+    """
+    rows = []
+    for system in dict.fromkeys(run.system for run in params.runs.values()):
+        for device in params.pipeline.devices:
+            path = results / system / f"latency-{device}.json"
+            if not path.exists():
+                continue
+            content = pick(read_json(path), ("device", "rows"), path)
+            measured = [pick(row, TIMES, path) for row in content["rows"]]
+            medians = {(row["configuration"], row["batch"], row["threads"]): row["median_ms"] for row in measured}
+            for row in measured:
+                speedups = {
+                    column: ratio(medians.get((baseline, row["batch"], row["threads"])), row["median_ms"])
+                    for column, baseline in BASELINES.items()
+                }
+                rows.append({"system": system, "device": device, "machine": content["device"], **row, **speedups})
+    return rows
+
+
+def _cell(value: Any) -> str:
+    # six digits are more than any of these measurements carries, and spare readers 0.30000000000000004
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return "" if value is None else str(value)
+
+
+def _csv(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_cell(row[column]) for column in columns] for row in rows)
+    return text.getvalue()
+
+
+def write(params: Any, results: Path, out: Path, protocol: str = "demo") -> None:
+    """Write ``quality.csv``, ``size.csv`` and ``latency.csv`` to the folder ``out``.
+
+    The protocol "full" has quality alone, in ``quality-full.csv``. Sizes and latencies hold what was measured so far;
+    InputError when a listed run has no metrics, before anything is written.
+    """
+    if protocol not in METRICS_FILE:
+        raise InputError(f"protocol: {protocol!r} is not one of {', '.join(METRICS_FILE)}")
+    results, out = Path(results), Path(out)
+    if protocol == "full":
+        files = {"quality-full.csv": _csv(QUALITY, quality(params, results, protocol))}
+    else:
+        files = {
+            "quality.csv": _csv(QUALITY, quality(params, results)),
+            "size.csv": _csv(SIZE, size(params, results)),
+            "latency.csv": _csv(LATENCY, latency(params, results)),
+        }
+    for name, content in files.items():
+        atomic_write(out / name, content)
