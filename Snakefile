@@ -1,0 +1,63 @@
+# When and where the stages of dvc.yaml run. What they run, read and write stands there.
+import sys
+from pathlib import Path
+
+from snakemake.logging import logger
+
+sys.path.insert(0, str(Path(workflow.basedir) / "workflow"))
+from dvcdag import Stages
+
+
+configfile: "params.yaml"
+
+
+if workflow.is_main_process:
+    from edadm import params
+    from edadm.errors import InputError
+
+    try:
+        params.load("params.yaml")
+    except InputError as error:
+        sys.exit(str(error))
+
+stages = Stages()
+if workflow.is_main_process:
+    for stage, why in stages.sync().items():
+        if why != "has not run":
+            logger.info(f"changed: {stage}: {why}")
+
+REPRO = "dvc --wait-for-lock repro --single-item"
+THREADS = config["engine"]["threads"]
+
+
+wildcard_constraints:
+    key="[^/]+",
+
+
+rule all:
+    default_target: True
+    input:
+        stages.stamp("tables"),
+        stages.stamp("report"),
+
+
+rule full:
+    input:
+        stages.stamp("tables-full"),
+
+
+for system in config["pipeline"]["systems"]:
+
+    rule:
+        name:
+            system
+        input:
+            [stages.stamp(f"metrics@{key}") for key, run in config["runs"].items() if run["system"] == system],
+            [stages.stamp(f"latency@{system}-{device}") for device in config["pipeline"]["devices"]],
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/quantize.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/report.smk"
+include: "workflow/rules/train.smk"

@@ -1,0 +1,60 @@
+"""Stands in for `edadm` in test_workflow.py: writes small files that depend on what the stage reads, in no time.
+
+Each call appends its stage to $STUB_LOG. The stage that $STUB_HOLD names waits then, for as long as there is a file of
+that name beside $STUB_LOG.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import yaml
+
+SOURCES = {"reconstruct": "quantization/fbr.py", "metrics": "evaluation/metrics.py"}
+command, *words = sys.argv[1:]
+named = [word for word in words if not word.startswith("--")]
+options = {word[2:]: Path(words[place + 1]) for place, word in enumerate(words) if word.startswith("--")}
+out = options["out"]
+params = yaml.safe_load(Path("params.yaml").read_text())
+
+read = []
+for name, path in sorted(options.items()):
+    if name not in ("out", "scratch", "results"):
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        read += [file.read_bytes() for file in files if file.is_file()] or [str(path).encode()]
+if command in ("tables", "report", "latency"):
+    gathered = "*/engine-cpu/*" if command == "latency" else "*/*/*"
+    read += [path.read_bytes() for path in sorted(Path("results/index").glob(gathered))]
+if command == "reconstruct":
+    read.append(json.dumps(params["variants"][named[1]]).encode())
+if command in SOURCES:
+    lines = Path("src/edadm", SOURCES[command]).read_text().splitlines()
+    read += [line.encode() for line in lines if not line.startswith("#")]
+content = hashlib.sha256(b"\n".join([command.encode(), *read])).hexdigest()
+
+stage = os.environ["DVC_STAGE"].rpartition(":")[2]
+log = Path(os.environ["STUB_LOG"])
+with log.open("a") as file:
+    file.write(f"{stage} {options['shard']}\n" if "shard" in options else f"{stage}\n")
+hold = log.with_name(os.environ.get("STUB_HOLD", "nothing"))
+while hold.name == stage and hold.exists():
+    time.sleep(0.1)
+
+out.parent.mkdir(parents=True, exist_ok=True)
+if command == "calibrate":
+    out.write_text(content)
+    out.with_suffix(".json").write_text(json.dumps({"counts": content}))
+elif command in ("metrics", "latency"):
+    out.write_text(json.dumps({"fid": int(content[:6], 16)}) + "\n")
+elif command in ("reference", "report"):
+    out.write_text(content)
+else:
+    folder = options["scratch"] if "shard" in options else out
+    folder.mkdir(parents=True, exist_ok=True)
+    full = options.get("protocol") == Path("full")
+    tables = ["quality-full.csv"] if full else ["quality.csv", "size.csv", "latency.csv"]
+    for name in tables if command == "tables" else ["data.bin"]:
+        (folder / name).write_text(f"run,fid\n{content},1\n")

@@ -1,0 +1,352 @@
+"""The project's own Snakefile, dvc.yaml and params.yaml, with a stub for `edadm`: what runs again after what."""
+
+import ast
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+FILES = ("Snakefile", "dvc.yaml", "full", "training", "workflow", "profiles", "env.yaml", ".gitignore", ".dvcignore")
+SYSTEM = "fashion-ddim"
+RUNS = (f"{SYSTEM}-fp32", f"{SYSTEM}-w4a8")
+PER_RUN = ("reconstruction", "deployment", "samples", "metrics")
+GATHERED = {f"latency@{SYSTEM}-cpu", "tables", "report"}
+OF_SYSTEM = {f"checkpoint@{SYSTEM}", f"reference@{SYSTEM}", f"calibration@{SYSTEM}-tdac"}
+AFTER_W4A8 = {f"{family}@{SYSTEM}-w4a8" for family in PER_RUN} | GATHERED
+OUTPUTS = {"reconstruction": "quantized", "samples": "samples"}
+PIPED = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+EVERYTHING = {f"{family}@{run}" for family in PER_RUN for run in RUNS} | GATHERED | OF_SYSTEM
+
+
+class Workspace:
+    """A copy of the project with a stub for `edadm`, in its own git repository."""
+
+    def __init__(self, folder: Path, bin_folder: Path) -> None:
+        self.folder, self.log = folder, folder.with_name(f"{folder.name}.log")
+        own = folder.with_name(f"{folder.name}.home")
+        path = os.pathsep.join([str(bin_folder), str(Path(sys.executable).parent), os.environ["PATH"]])
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "SNAKEMAKE_"))},
+            **{"PATH": path, "HOME": str(own), "XDG_CACHE_HOME": str(own), "PYTHONPATH": str(ROOT / "src")},
+            **{"STUB_LOG": str(self.log), "DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(own)},
+            **{
+                "GIT_AUTHOR_NAME": "t",
+                "GIT_AUTHOR_EMAIL": "t@t",
+                "GIT_COMMITTER_NAME": "t",
+                "GIT_COMMITTER_EMAIL": "t@t",
+            },
+        }
+
+    def call(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(words, cwd=self.folder, env=self.environment, **PIPED)
+        assert not check or done.returncode == 0, f"{words}\n{done.stdout[-6000:]}"
+        return done
+
+    def snakemake(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return self.call("snakemake", "--cores", "1", *words, check=check)
+
+    @staticmethod
+    def to(stage: str) -> list[str]:
+        """The command that runs what one stage needs."""
+        return ["snakemake", "--cores", "1", f".stamps/{stage}"]
+
+    def announced(self, *words: str) -> set[str]:
+        """The stages that `snakemake -n` says it would run."""
+        output = self.snakemake("-n", *words).stdout
+        return set(re.findall(r"output: \.stamps/(?!shards/)(\S+)", output))
+
+    def ran(self) -> list[str]:
+        """The stages whose commands ran since the last call, without the jobs of single shards."""
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        self.log.unlink(missing_ok=True)
+        return sorted(line for line in lines if " " not in line)
+
+    def edit(self, file: str, old: str, new: str) -> None:
+        path = self.folder / file
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new, 1))
+
+
+def source_dependencies() -> set[str]:
+    """All files of dvc.yaml that no stage makes, for the runs of params.yaml."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())["systems"][SYSTEM]
+    known = {"${item.checkpoint.source}": params["checkpoint"]["source"]}
+    known["${item.reference.statistics}"] = params["reference"]["statistics"]
+    return {known.get(dep, dep) for stage in families().values() for dep in stage["deps"] if "results/" not in dep}
+
+
+def families() -> dict[str, dict]:
+    """Each stage family of the three DVC files, as written there."""
+    found = {}
+    for path in (ROOT / "dvc.yaml", ROOT / "full" / "dvc.yaml", ROOT / "training" / "dvc.yaml"):
+        for name, stage in yaml.safe_load(path.read_text())["stages"].items():
+            found[name] = stage.get("do", stage)
+    return found
+
+
+@pytest.fixture(scope="session")
+def bin_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bin")
+    stub = (ROOT / "tests" / "stub_edadm.py").read_text()
+    (folder / "edadm").write_text(f"#!{sys.executable}\n{stub}")
+    (folder / "edadm").chmod(0o755)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, bin_folder: Path) -> Workspace:
+    """A workspace in which everything has run once; never changed, only copied."""
+    space = Workspace(tmp_path_factory.mktemp("finished") / "project", bin_folder)
+    space.folder.mkdir()
+    for name in FILES:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
+        copy(ROOT / name, space.folder / name)
+    (space.folder / ".dvc").mkdir()
+    for name in ("config", ".gitignore"):
+        shutil.copy2(ROOT / ".dvc" / name, space.folder / ".dvc" / name)
+    for name in source_dependencies():
+        path = space.folder / name if Path(name).suffix else space.folder / name / "data.bin"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{name}\n")
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["runs"] = {key: params["runs"][key] for key in RUNS}
+    params["systems"] = {SYSTEM: params["systems"][SYSTEM]}
+    params["pipeline"] = {"systems": [SYSTEM], "calibrators": ["tdac"], "devices": ["cpu"]}
+    params["systems"][SYSTEM]["sampling"] |= {"shard": 2, "images": {"demo": 3, "full": 4}}
+    params["engine"]["threads"] = 1
+    (space.folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    space.call("git", "init", "-q")
+    space.first = space.snakemake()
+    space.first_ran = space.log.read_text().splitlines()
+    space.call("git", "add", "-A")
+    space.call("git", "commit", "-qm", "all ran")
+    return space
+
+
+@pytest.fixture
+def space(finished: Workspace, bin_folder: Path, tmp_path: Path) -> Workspace:
+    """A copy of the finished workspace."""
+    subprocess.run(["cp", "-a", finished.folder, tmp_path / "project"], check=True)
+    return Workspace(tmp_path / "project", bin_folder)
+
+
+def test_first_run_makes_everything_once(finished: Workspace) -> None:
+    shards = [f"samples@{run} {index}/2" for run in RUNS for index in range(2)]
+    assert sorted(finished.first_ran) == sorted([*EVERYTHING, *shards])
+    tracked = finished.call("git", "ls-files", "results").stdout.split()
+    of_run = [f"results/{SYSTEM}/{run.removeprefix(SYSTEM)[1:]}/metrics.json" for run in RUNS]
+    tables = [f"results/tables/{name}.csv" for name in ("latency", "quality", "size")]
+    assert sorted(tracked) == sorted([*of_run, f"results/{SYSTEM}/latency-cpu.json", *tables])
+    assert (finished.folder / "results/report.html").exists()
+
+
+def test_second_run_does_nothing(space: Workspace) -> None:
+    assert "Nothing to be done" in space.snakemake().stdout
+    assert "up to date" in space.call("dvc", "repro").stdout
+    assert space.ran() == []
+
+
+def test_recipe_edit_runs_that_run_and_what_follows(space: Workspace) -> None:
+    space.edit("params.yaml", "iterations: 400", "iterations: 7")
+    assert space.announced() == AFTER_W4A8
+    space.snakemake()
+    assert set(space.ran()) == AFTER_W4A8
+    space.call("dvc", "repro")
+    assert space.ran() == []
+    # back to the old value: all of it is in DVC's run cache
+    space.edit("params.yaml", "iterations: 7", "iterations: 400")
+    assert space.announced(SYSTEM) == AFTER_W4A8 - {"tables", "report"}
+    space.call("dvc", "repro")
+    assert space.ran() == []
+    assert "Nothing to be done" in space.snakemake().stdout
+
+
+def test_metrics_source_edit_runs_metrics_and_what_follows(space: Workspace) -> None:
+    source = space.folder / "src/edadm/evaluation/metrics.py"
+    metrics = {f"metrics@{run}" for run in RUNS}
+    source.write_text(source.read_text() + "# a comment\n")
+    assert space.announced() == metrics | {"tables", "report"}
+    space.call("dvc", "repro")
+    assert set(space.ran()) == metrics  # the same numbers: nothing after it
+    source.write_text(source.read_text() + "changed = True\n")
+    assert space.announced() == metrics | {"tables", "report"}
+    space.snakemake()
+    assert set(space.ran()) == metrics | {"tables", "report"}
+
+
+def test_lost_and_damaged_outputs_come_back_without_running(space: Workspace) -> None:
+    of_run = space.folder / "results" / SYSTEM / "w4a8"
+    lost, damaged, edited = of_run / "quantized", of_run / "engine-cpu" / "data.bin", of_run / "metrics.json"
+    wanted = {path: path.read_bytes() for path in (lost / "data.bin", damaged, edited)}
+    shutil.rmtree(lost)
+    damaged.unlink()  # it may be a link into the cache
+    damaged.write_text("damaged")
+    edited.unlink()
+    edited.write_text('{"fid": 0}\n')
+    (space.folder / "results/report.html").unlink()
+    space.snakemake()
+    assert space.ran() == []
+    assert {path: path.read_bytes() for path in wanted} == wanted
+    assert (space.folder / "results/report.html").exists()
+
+
+def test_clone_and_pull_runs_nothing(space: Workspace, bin_folder: Path, tmp_path: Path) -> None:
+    space.call("dvc", "remote", "add", "--default", "store", str(tmp_path / "store"))
+    space.call("git", "commit", "-qam", "remote")
+    space.call("dvc", "push")
+    subprocess.run(["git", "clone", "-q", space.folder, tmp_path / "clone"], check=True)
+    clone = Workspace(tmp_path / "clone", bin_folder)
+    clone.call("dvc", "pull", "dvc.yaml")
+    assert "Nothing to be done" in clone.snakemake("-n").stdout
+    assert "up to date" in clone.call("dvc", "repro").stdout
+    clone.snakemake()
+    assert clone.ran() == []
+
+
+def test_removed_run_goes_from_the_tables(space: Workspace) -> None:
+    params = yaml.safe_load((space.folder / "params.yaml").read_text())
+    del params["runs"][RUNS[1]]
+    (space.folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    space.call("dvc", "repro")
+    assert set(space.ran()) == GATHERED
+    assert "Nothing to be done" in space.snakemake().stdout
+    assert not (space.folder / f"results/index/{SYSTEM}/metrics/w4a8").exists()
+
+
+@pytest.mark.parametrize("family", ["reconstruction", "samples"])
+def test_killed_run_goes_on(space: Workspace, family: str) -> None:
+    """Snakemake and all that it began, killed with -9 in the middle of a stage."""
+    stage = f"{family}@{SYSTEM}-w4a8"
+    with stopped_in(space, stage) as process:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    space.log.with_name(stage).unlink()
+    space.snakemake(f".stamps/{stage}")
+    before = PER_RUN[: PER_RUN.index(family) + 1]
+    assert set(space.ran()) == {f"{each}@{SYSTEM}-w4a8" for each in before}
+    assert "Nothing to be done" in space.snakemake("-n", f".stamps/{stage}").stdout
+    assert (space.folder / f"results/{SYSTEM}/w4a8/{OUTPUTS[family]}/data.bin").exists()
+
+
+def test_stage_that_outlives_its_snakemake_is_waited_for(space: Workspace) -> None:
+    """Snakemake alone killed with -9: what it began ends in peace and does not run twice."""
+    stage = f"reconstruction@{SYSTEM}-w4a8"
+    with stopped_in(space, stage) as process:
+        process.kill()
+        process.wait()
+        with subprocess.Popen(space.to(stage), cwd=space.folder, env=space.environment, **PIPED) as again:
+            for line in again.stdout:
+                if "waiting for process" in line:
+                    break
+            space.log.with_name(stage).unlink()
+            again.stdout.read()
+    assert again.returncode == 0
+    assert space.ran() == [stage]
+
+
+@contextmanager
+def stopped_in(space: Workspace, stage: str) -> Iterator[subprocess.Popen]:
+    """Edit w4a8 and start a run, which then waits in the middle of ``stage``; nothing of it is left afterwards."""
+    space.edit("params.yaml", "iterations: 400", "iterations: 7")
+    space.log.with_name(stage).touch()
+    environment = {**space.environment, "STUB_HOLD": stage}
+    process = subprocess.Popen(space.to(stage), cwd=space.folder, env=environment, start_new_session=True, **QUIET)
+    try:
+        while not (space.log.exists() and stage in space.log.read_text()):
+            assert process.poll() is None
+            time.sleep(0.1)
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_full_protocol_is_a_target_of_its_own(space: Workspace) -> None:
+    full = {f"{family}@{run}" for family in ("samples-full", "metrics-full") for run in RUNS} | {"tables-full"}
+    assert space.announced("full") == full
+    space.snakemake("full")
+    assert set(space.ran()) == full
+    assert "up to date" in space.call("dvc", "repro", "full/dvc.yaml").stdout
+
+
+def test_wrong_params_are_one_line(space: Workspace) -> None:
+    space.edit("params.yaml", "weights: 4", "weights: 9")
+    stamps = set((space.folder / ".stamps").iterdir())
+    done = space.snakemake(check=False)
+    assert done.returncode != 0
+    lines = [
+        line for line in done.stdout.splitlines() if line and not line.startswith("Using workflow specific profile")
+    ]
+    assert lines == ["params.yaml: variants.w4a8.weights: 9 is not allowed; allowed: 2 to 8, or 32 (not quantized)"]
+    assert space.ran() == [] and set((space.folder / ".stamps").iterdir()) == stamps
+
+
+def test_each_stage_family_has_a_rule() -> None:
+    text = "".join(path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk"))
+    rules = {name.replace("_", "-") for name in re.findall(r"^rule (\w+):", text, re.MULTILINE)}
+    assert rules - {"sample-shard"} == set(families())
+
+
+def modules_read(path: Path, seen: set[Path]) -> set[Path]:
+    """The modules of the project that the module at ``path`` imports, however indirectly, and itself."""
+    if path not in seen:
+        seen.add(path)
+        for node in ast.walk(ast.parse(path.read_text())):
+            for each in imported(node):
+                modules_read(each, seen)
+        for each in LOADED_BY_NAME.get(path, ()):
+            modules_read(each, seen)
+    return seen
+
+
+def imported(node: ast.AST) -> list[Path]:
+    if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("edadm"):
+        return []
+    package = SOURCE.parent / Path(*node.module.split("."))
+    named = [
+        path for alias in node.names for path in (package / f"{alias.name}.py", package / alias.name / "__init__.py")
+    ]
+    return [path for path in (*named, package.with_suffix(".py"), package / "__init__.py") if path.exists()]
+
+
+SOURCE = ROOT / "src" / "edadm"
+LOADED_BY_NAME = {SOURCE / "engines" / "__init__.py": [SOURCE / "engines" / "cpu.py"]}
+# what a command reads but its results do not depend on: plumbing, and modules of which it calls nothing that matters
+PLUMBING = {SOURCE / name for name in ("__init__.py", "_torchvision.py", "errors.py", "files.py", "params.py")}
+UNUSED = {
+    "train": {"evaluation/samples.py"},
+    "checkpoint": {"systems/samplers.py"},
+    "reconstruction": {"systems/samplers.py", "quantization/tdac.py"},
+    "deployment": {"engines/__init__.py"},
+    "samples": {"engines/reference.py", "quantization/quantizer.py"},
+    "latency": {"engines/reference.py", "quantization/quantizer.py", "systems/samplers.py"},
+}
+COMMANDS = {"calibration": "calibrate", "reconstruction": "reconstruct", "deployment": "deploy", "samples": "sample"}
+
+
+def test_stages_depend_on_the_sources_that_their_commands_import() -> None:
+    """An edit of a module must not leave old results in place."""
+    tree = ast.parse((SOURCE / "cli.py").read_text())
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    for family, stage in families().items():
+        name = family.removesuffix("-full")
+        read: set[Path] = set()
+        for node in ast.walk(functions[COMMANDS.get(name, name)]):
+            for path in imported(node):
+                modules_read(path, read)
+        read -= PLUMBING | {SOURCE / unused for unused in UNUSED.get(name, ())}
+        needed = {str(path.relative_to(ROOT)) for path in read if len(ast.parse(path.read_text()).body) > 1}
+        listed = {dep for dep in stage["deps"] if dep.startswith("src/")}
+        assert needed <= listed, f"{family}: dvc.yaml lacks {sorted(needed - listed)}"
+        assert all((ROOT / dep).exists() for dep in listed), f"{family}: {sorted(listed)}"

@@ -1,0 +1,161 @@
+"""The stages of dvc.yaml, as the Snakemake rules need them.
+
+dvc.yaml is the one place where a stage's command, dependencies, parameters and outputs are written. A rule of
+workflow/rules runs ``dvc repro --single-item STAGE`` and says what the stage needs (cores, memory, time). What
+Snakemake compares are stamps, one empty file a stage: :meth:`Stages.sync` makes them say what DVC finds by content, so
+the two tools never disagree on what is out of date.
+
+Some of the calls of DVC used here are not documented: tests/test_workflow.py fails when they change.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import IO
+
+import networkx as nx
+import psutil
+from dvc.repo import Repo
+from dvc.stage.cache import RunCacheNotFoundError
+from dvc_data.hashfile.hash_info import HashInfo
+from index import prune
+
+STAMPS = Path(".stamps")
+SNAKEMAKE_LOCKS = Path(".snakemake/locks")
+FRESH = 946684800  # the one modification time of every stamp that sync writes
+POLL = 0.5  # seconds between two looks at what another process does
+
+
+class Stages:
+    """The stages of the project in the current folder, those that others read first, by their names in dvc.yaml."""
+
+    def __init__(self) -> None:
+        self.repo = Repo(".", _wait_for_lock=True)
+        self.alone: IO[str] | None = None
+        with self.repo.lock:  # dvc.lock is not written in one piece
+            graph = self.repo.index.graph
+        order = list(nx.dfs_postorder_nodes(graph))
+        self.stages = {stage.name: stage for stage in order if stage.cmd}
+        self.upstream = {
+            name: sorted(other.name for other in graph.successors(stage) if other.cmd)
+            for name, stage in self.stages.items()
+        }
+
+    @staticmethod
+    def stamp(name: str) -> str:
+        """The stamp of a stage."""
+        return str(STAMPS / name)
+
+    def inputs(self, name: str) -> list[str]:
+        """The stamps of the stages whose outputs stage ``name`` reads."""
+        return [self.stamp(other) for other in self.upstream[name]]
+
+    def changed(self) -> dict[str, str]:
+        """The stages that DVC finds changed, each with the reason.
+
+        This is ``dvc status`` without its read locks, so that it also answers while stages are running, here or on
+        another node.
+        """
+        found = {}
+        with self.repo.lock:
+            for name, stage in self.stages.items():
+                if not any(out.hash_info for out in stage.outs):
+                    found[name] = "has not run"
+                    continue
+                why = ["command changed"] if stage.changed_stage() else []
+                for entry in [*stage.deps, *stage.outs]:
+                    for path, what in entry.status().items():
+                        parts = {"": what} if isinstance(what, str) else what
+                        why += [" ".join(filter(None, (path, key, how))) for key, how in parts.items()]
+                if why:
+                    found[name] = ", ".join(why)
+        return found
+
+    def sync(self) -> dict[str, str]:
+        """Let the stamps say what DVC finds; returns what changed, with the reasons.
+
+        A stage has a stamp when neither it nor one that it builds on changed. All stamps that sync writes have one
+        time, so none is newer than another. While another Snakemake runs in this folder, the stamps are left alone.
+        """
+        if not self._is_alone():
+            return {}
+        prune()
+        changed = self.changed()
+        stale = set(changed)
+        for name in self.stages:  # what others read comes first
+            if stale.intersection(self.upstream[name]):
+                stale.add(name)
+        for old in filter(Path.is_file, STAMPS.iterdir()):
+            if old.name in stale or old.name not in self.stages:
+                old.unlink()
+        for name in self.stages.keys() - stale:
+            path = STAMPS / name
+            path.touch()
+            os.utime(path, (FRESH, FRESH))
+        return changed
+
+    def _is_alone(self) -> bool:
+        """Whether no other Snakemake runs here. What a killed one left is cleared away then.
+
+        The lock on .stamps/.running goes with the process that holds it, however that ends; Snakemake's own locks stay
+        after kill -9, and would have to be removed by hand.
+        """
+        STAMPS.mkdir(exist_ok=True)
+        self.alone = (STAMPS / ".running").open("a")  # kept open, and so locked, as long as this process lives
+        while True:
+            try:
+                fcntl.flock(self.alone, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if any(SNAKEMAKE_LOCKS.glob("*.lock")):
+                    return False
+                time.sleep(POLL)  # the other one only looks (-n), or has just begun
+        left = list(SNAKEMAKE_LOCKS.glob("*.lock"))
+        if left:
+            self._wait_for_orphans()
+        for path in left:
+            path.unlink()
+        return True
+
+    def _wait_for_orphans(self) -> None:
+        """Wait for stages that outlived the Snakemake which began them: DVC records them when they end."""
+        told: set[int] = set()
+        while running := self._running():
+            for process in running - told:
+                print(f"waiting for process {process}, a stage of a stopped run", file=sys.stderr)
+            told |= running
+            time.sleep(POLL)
+
+    def _running(self) -> set[int]:
+        """The processes of this machine that are running a stage, by DVC's own list (which may be half-written)."""
+        path = Path(self.repo.tmp_dir, "rwlock")
+        listed = re.findall(r'"pid": (\d+)[,}]', path.read_text()) if path.exists() else []
+        return {process for process in map(int, listed) if psutil.pid_exists(process)}
+
+    def shard(self, name: str, shard: str) -> str:
+        """Make one shard (``I/N``) of a stage's samples, unless DVC need not run the stage."""
+        stage = self.stages[name]
+        with self.repo.lock:
+            if not stage.changed():
+                return "unchanged"
+            stage.save_deps()
+            for out in stage.outs:  # dvc.lock's outputs belong to its old deps
+                out.hash_info = HashInfo()
+            try:
+                self.repo.stage_cache.restore(stage, dry=True)
+                return "in DVC's run cache"
+            except RunCacheNotFoundError:
+                pass
+        environment = {**os.environ, "DVC_STAGE": name}
+        subprocess.run(f"{stage.cmd} --shard {shard}", shell=True, check=True, env=environment)
+        return "made"
+
+
+if __name__ == "__main__":
+    print(f"{sys.argv[1]} {sys.argv[2]}:", Stages().shard(*sys.argv[1:3]))
