@@ -124,6 +124,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, bin_folder: Path) -> Work
     params["systems"] = {SYSTEM: params["systems"][SYSTEM]}
     params["pipeline"] = {"systems": [SYSTEM], "calibrators": ["tdac"], "devices": ["cpu"]}
     params["systems"][SYSTEM]["sampling"] |= {"shard": 2, "images": {"demo": 3, "full": 4}}
+    params["variants"]["w4a8"]["reconstruction"]["iterations"] = 400
     params["engine"]["threads"] = 1
     (space.folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     space.call("git", "init", "-q")
