@@ -2,6 +2,7 @@
 
 import csv
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -27,46 +28,45 @@ def target(scheduler: DDIMScheduler, clean: Tensor, noise: Tensor, timesteps: Te
     return noise
 
 
-def train(
-    out: Path,
-    folder: Path,
-    unet: dict,
-    scheduler: dict,
-    images_seen: int,
+def cosine_with_warm_up(steps: int) -> Callable[[int], float]:
+    """The learning rate's factor at each of ``steps``: up linearly over 2 % of them, then to 0 along a cosine."""
+    warm_up = max(1, steps // 50)
+
+    def factor(step: int) -> float:
+        if step < warm_up:
+            return (step + 1) / warm_up
+        return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
+
+    return factor
+
+
+def train_cycle(
+    model: UNet2DModel,
+    noising: DDIMScheduler,
+    images: Tensor,
+    steps: int,
     batch: int,
     learning_rate: float,
     ema_decay: float,
     seed: int,
-) -> None:
-    """Train and write ``unet/`` (EMA weights), ``scheduler/`` and ``training.csv`` to ``out``.
+    name: str,
+) -> list[float]:
+    """Train ``model`` for ``steps`` and leave the EMA weights in it; return each step's loss.
 
-    ``unet`` and ``scheduler`` are the keyword arguments of UNet2DModel and DDIMScheduler. The learning rate warms
-    up over 2 % of the run and falls to 0 along a cosine. ``training.csv`` has the mean loss of every 100 steps.
+    ``images`` is uint8 (n, c, h, w). Optimizer, average and learning rate start anew.
     """
-    torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    clean_all = torch.from_numpy(fashion_mnist.load("train", folder)[0].copy()).permute(0, 3, 1, 2)
-    model = UNet2DModel(sample_size=fashion_mnist.SIDE, in_channels=1, out_channels=1, **unet)
-    noising = DDIMScheduler(**scheduler)
     average = EMAModel(model.parameters(), decay=ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, betas=(0.9, 0.99))
-    steps = images_seen // batch
-
-    def rate(step: int) -> float:
-        warm_up = max(1, steps // 50)
-        if step < warm_up:
-            return (step + 1) / warm_up
-        return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / (steps - warm_up)))
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine_with_warm_up(steps))
     order = torch.empty(0, dtype=torch.int64)
-    losses, rows = [], []
-    progress = tqdm(range(steps), desc=f"train {out.name}", unit="step", smoothing=0.02)
-    for step in progress:
+    losses = []
+    progress = tqdm(range(steps), desc=name, unit="step", smoothing=0.02)
+    for _ in progress:
         if len(order) < batch:
-            order = torch.randperm(len(clean_all), generator=generator)
+            order = torch.randperm(len(images), generator=generator)
         picked, order = order[:batch], order[batch:]
-        clean = to_float(clean_all[picked])
+        clean = to_float(images[picked])
         noise = torch.randn(clean.shape, generator=generator)
         timesteps = stratified_timesteps(batch, noising.config.num_train_timesteps, generator)
         noisy = noising.add_noise(clean, noise, timesteps)
@@ -80,14 +80,47 @@ def train(
         schedule.step()
         average.step(model.parameters())
         losses.append(loss.item())
-        if (step + 1) % 100 == 0 or step + 1 == steps:
-            rows.append({"images": (step + 1) * batch, "loss": f"{sum(losses) / len(losses):.6f}"})
-            progress.set_postfix(loss=rows[-1]["loss"])
-            losses = []
+        if len(losses) % 100 == 0:
+            progress.set_postfix(loss=f"{sum(losses[-100:]) / 100:.4f}")
     average.copy_to(model.parameters())
+    return losses
+
+
+def write_curve(path: Path, losses: list[float], batch: int) -> None:
+    """Write the mean loss of every 100 steps as CSV (images seen, loss)."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["images", "loss"])
+        for start in range(0, len(losses), 100):
+            part = losses[start : start + 100]
+            writer.writerow([(start + len(part)) * batch, f"{sum(part) / len(part):.6f}"])
+
+
+def train(
+    out: Path,
+    folder: Path,
+    unet: dict,
+    scheduler: dict,
+    cycles: list[int],
+    batch: int,
+    learning_rate: float,
+    ema_decay: float,
+    seed: int,
+) -> None:
+    """Train and write ``unet/`` (EMA weights), ``scheduler/`` and ``training.csv`` to ``out``.
+
+    ``unet`` and ``scheduler`` are the keyword arguments of UNet2DModel and DDIMScheduler. ``cycles`` are the images
+    seen in each cycle of warm restarts (Loshchilov & Hutter 2017); a cycle starts from the average of the one before.
+    """
+    torch.manual_seed(seed)
+    images = torch.from_numpy(fashion_mnist.load("train", folder)[0].copy()).permute(0, 3, 1, 2)
+    model = UNet2DModel(sample_size=fashion_mnist.SIDE, in_channels=1, out_channels=1, **unet)
+    noising = DDIMScheduler(**scheduler)
+    losses = []
+    for index, seen in enumerate(cycles):
+        name = f"train {out.name}, cycle {index + 1} of {len(cycles)}"
+        settings = {"batch": batch, "learning_rate": learning_rate, "ema_decay": ema_decay, "seed": seed + index}
+        losses += train_cycle(model, noising, images, seen // batch, **settings, name=name)
     model.eval().save_pretrained(out / "unet", safe_serialization=True)
     noising.save_pretrained(out / "scheduler")
-    with (out / "training.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["images", "loss"])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_curve(out / "training.csv", losses, batch)
