@@ -140,22 +140,38 @@ def _layer(config, name="conv_in"):
     return config["quantization_config"]["layers"][name]
 
 
+def _renamed(layers):
+    return {name.replace(f"{SHORTCUT}.parts.0", f"{SHORTCUT}.parts.2"): entry for name, entry in layers.items()}
+
+
+def _last(tensor, value):
+    return torch.cat([tensor[:-1], torch.tensor([value])])
+
+
+def _floats(tensors, edit):
+    tensors["floats"] = edit(tensors["floats"])
+
+
+# floats begins with conv_in's 8 scales and 8 biases, and ends with conv_norm_out.bias
 BROKEN = {
     "conv_in: weight is missing": lambda t, c: t.pop("conv_in.weight"),
-    "conv_in: weight_scale is missing": lambda t, c: t.pop("conv_in.weight_scale"),
-    "conv_in: bias is missing or not expected": lambda t, c: t.pop("conv_in.bias"),
-    "conv_norm_out.weight is missing": lambda t, c: t.pop("conv_norm_out.weight"),
-    "extra is not a parameter": lambda t, c: _set(t, "extra", torch.zeros(1)),
-    "conv_norm_out.bias is torch.float16": lambda t, c: _set(t, "conv_norm_out.bias", torch.zeros(8).half()),
-    "conv_norm_out.bias is torch.float32 (7,)": lambda t, c: _set(t, "conv_norm_out.bias", torch.zeros(7)),
-    "conv_norm_out.weight is not finite": lambda t, c: t["conv_norm_out.weight"].fill_(math.nan),
+    "floats is missing": lambda t, c: t.pop("floats"),
+    "floats is missing, or is not float32": lambda t, c: _floats(t, lambda f: f.half()),
+    "values, not the": lambda t, c: _floats(t, lambda f: f[:-1].clone()),
+    "conv_in: bias is missing or not expected": lambda t, c: (
+        _layer(c).update(bias=False),
+        _floats(t, lambda f: torch.cat([f[:8], f[16:]])),
+    ),
+    "extra belongs to no layer": lambda t, c: _set(t, "extra", torch.zeros(1)),
+    "conv_norm_out.bias is not finite": lambda t, c: _floats(t, lambda f: _last(f, math.nan)),
     "conv_in: weight is torch.int32": lambda t, c: _set(t, "conv_in.weight", t["conv_in.weight"].int()),
     "conv_in: weight leaves the 8-bit range": lambda t, c: t["conv_in.weight"][0].fill_(-128),
     "mid_block.resnets.0.conv1: weight is torch.uint8": lambda t, c: _set(
         t, "mid_block.resnets.0.conv1.weight", t["mid_block.resnets.0.conv1.weight"][1:].clone()
     ),
-    "conv_in: weight_scale is not finite": lambda t, c: t["conv_in.weight_scale"][0].fill_(math.inf),
-    "conv_in: weight_scale is not positive": lambda t, c: t["conv_in.weight_scale"][0].fill_(0),
+    "conv_in: weight_scale is not finite": lambda t, c: t["floats"][0].fill_(math.inf),
+    "conv_in: weight_scale is not positive": lambda t, c: t["floats"][0].fill_(0),
+    "conv_in: bias 1 is not true or false": lambda t, c: _layer(c).update(bias=1),
     "conv_in: input_scale 0.1 is not a positive float32": lambda t, c: _layer(c).update(input_scale=0.1),
     "conv_in: input_scale -1.0 is not": lambda t, c: _layer(c).update(input_scale=-1.0),
     "conv_in: input_zero_point 256 is not in 0..255": lambda t, c: _layer(c).update(input_zero_point=256),
@@ -166,11 +182,11 @@ BROKEN = {
     "conv_in: shape [] is not": lambda t, c: _layer(c).update(shape=[]),
     "conv_in: stride [0, 1] is not": lambda t, c: _layer(c).update(stride=[0, 1]),
     "conv_in: stride, padding, dilation, groups are not": lambda t, c: _layer(c).update(stride=[2, 2]),
-    f"{SHORTCUT}.parts.1: a split layer": lambda t, c: (
-        c["quantization_config"]["layers"].pop(f"{SHORTCUT}.parts.0"),
-        [t.pop(f"{SHORTCUT}.parts.0.{key}") for key in ("weight", "weight_scale", "bias")],
+    f"{SHORTCUT}.parts.2: a split layer": lambda t, c: (
+        c["quantization_config"].update(layers=_renamed(c["quantization_config"]["layers"])),
+        t.update({f"{SHORTCUT}.parts.2.weight": t.pop(f"{SHORTCUT}.parts.0.weight")}),
     ),
-    "format_version 2 is not 1": lambda t, c: c["quantization_config"].update(format_version=2),
+    "format_version 1 is not 2": lambda t, c: c["quantization_config"].update(format_version=1),
     "quant_method is not eda-dm": lambda t, c: c["quantization_config"].update(quant_method="gptq"),
     "needs a recipe and layers": lambda t, c: c["quantization_config"].pop("layers"),
     "_class_name 'VQModel'": lambda t, c: c.update(_class_name="VQModel"),

@@ -1,22 +1,24 @@
 """The quantized checkpoint: a folder with ``model.safetensors`` and ``config.json`` that defines exact integers.
 
-Tensors are named by module. Every quantized convolution or linear has
+The tensors are
 
-- ``<name>.weight``: int8 in the layer's shape; or, for at most 4 bits, uint8 (n,), see :func:`pack`;
-- ``<name>.weight_scale``: float32 (out,);
-- ``<name>.bias``: float32 (out,), when there is one.
+- ``<name>.weight`` of every quantized convolution or linear, named by its module: int8 in the layer's shape; or, for at
+  most 4 bits, uint8 (n,), see :func:`pack`;
+- ``floats``: everything else, float32 (n,), one after the other: for each layer in the order of ``config.json`` its
+  ``weight_scale`` (out,) and, when it has one, its ``bias`` (out,); then the parameters of the U-Net outside these
+  layers, flattened, in the order of diffusers' state_dict. Hundreds of short tensors of their own would make the file
+  of a small network several per cent larger, by their names.
 
-All other parameters of the U-Net are float32 under their diffusers names. ``config.json`` is the diffusers
-configuration of the U-Net plus ``quantization_config``::
+``config.json`` is the diffusers configuration of the U-Net plus ``quantization_config``::
 
-    {"quant_method": "eda-dm", "format_version": 1, "recipe": {...},
-     "layers": {name: {"bits", "input_bits", "input_scale", "input_zero_point", "shape",
+    {"quant_method": "eda-dm", "format_version": 2, "recipe": {...},
+     "layers": {name: {"bits", "input_bits", "input_scale", "input_zero_point", "shape", "bias": true or false,
                        "stride", "padding", "dilation", "groups"}}}        (the last four for convolutions only)
 
 ``input_scale`` is a float32 value; JSON's shortest decimal of it as a double brings the same bits back. A
-full-precision folder is the same without ``quantization_config``. A 1x1 convolution over a skip concatenation may be
-split: its name then stands for ``<name>.parts.0`` and ``<name>.parts.1``, which take the first and the remaining input
-channels and whose outputs are added; only the first has a bias.
+full-precision folder has no ``quantization_config`` and every parameter under its diffusers name. A 1x1 convolution
+over a skip concatenation may be split: its name then stands for ``<name>.parts.0`` and ``<name>.parts.1``, which take
+the first and the remaining input channels and whose outputs are added; only the first has a bias.
 """
 
 import hashlib
@@ -24,7 +26,7 @@ import json
 import math
 import struct
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,7 @@ from edadm.errors import InputError
 from edadm.files import atomic_write, read_json, sha256, write_json
 from edadm.quantization.quantizer import weight_grid
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 PACKED_BITS = 4  # weights of at most so many bits are stored two per byte
 CLASSES = {"UNet2DModel": diffusers.UNet2DModel, "UNet2DConditionModel": diffusers.UNet2DConditionModel}
 _PARTS = ".parts."
@@ -175,23 +177,24 @@ def save(
 
     ``config`` is that of :func:`unet_config`. No layers makes it a full-precision checkpoint (recipe unused).
     """
-    tensors = {name: tensor.detach().contiguous() for name, tensor in floats.items()}
-    entries = {}
-    for name, layer in layers.items():
-        tensors[f"{name}.weight"] = (pack(layer.weight) if layer.bits <= PACKED_BITS else layer.weight).contiguous()
-        tensors[f"{name}.weight_scale"] = layer.weight_scale.contiguous()
-        if layer.bias is not None:
-            tensors[f"{name}.bias"] = layer.bias.contiguous()
-        entries[name] = _entry(layer)
     config = {key: value for key, value in config.items() if key != "quantization_config"}
     _check_against_unet(config, dict(layers), dict(floats))
     if layers:
+        tensors = {
+            f"{name}.weight": (pack(layer.weight) if layer.bits <= PACKED_BITS else layer.weight).contiguous()
+            for name, layer in layers.items()
+        }
+        scales = [part for layer in layers.values() for part in (layer.weight_scale, layer.bias) if part is not None]
+        rest = [floats[name] for name in _float_shapes(config, layers)]
+        tensors["floats"] = torch.cat([part.detach().flatten() for part in (*scales, *rest)])
         config["quantization_config"] = {
             "quant_method": "eda-dm",
             "format_version": FORMAT_VERSION,
             "recipe": dict(recipe),
-            "layers": entries,
+            "layers": {name: _entry(layer) for name, layer in layers.items()},
         }
+    else:
+        tensors = {name: tensor.detach().contiguous() for name, tensor in floats.items()}
     atomic_write(Path(folder) / "model.safetensors", safetensors.torch.save(tensors))
     write_json(Path(folder) / "config.json", config)
 
@@ -201,16 +204,13 @@ def load(folder: Path) -> QuantizedCheckpoint:
     config, quantization = _read_config(folder)
     path = Path(folder) / "model.safetensors"
     try:
-        floats = safetensors.torch.load_file(path)
+        tensors = safetensors.torch.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from error
-    layers = {}
-    for name, entry in quantization["layers"].items():
-        try:
-            layers[name] = _layer(entry, {key: floats.pop(f"{name}.{key}", None) for key in _TENSORS})
-        except InputError as error:
-            raise InputError(f"{folder}: {name}: {error}") from error
     try:
+        layers, floats = (
+            _read_layers(config, quantization["layers"], tensors) if quantization["layers"] else ({}, tensors)
+        )
         _check_against_unet(config, layers, floats)
     except InputError as error:
         raise InputError(f"{folder}: {error}") from error
@@ -282,7 +282,6 @@ def fingerprint(folder: Path) -> str:
     return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
-_TENSORS = ("weight", "weight_scale", "bias")
 _GEOMETRY = ("stride", "padding", "dilation", "groups")
 _INTEGERS = ("bits", "input_bits", "input_zero_point")
 
@@ -293,7 +292,7 @@ def _float32(value: float) -> float:
 
 def _entry(layer: IntegerLayer) -> dict[str, Any]:
     entry = {key: getattr(layer, key) for key in ("bits", "input_bits", "input_scale", "input_zero_point")}
-    entry["shape"] = list(layer.weight.shape)
+    entry |= {"shape": list(layer.weight.shape), "bias": layer.bias is not None}
     if layer.is_convolution:
         entry |= {"stride": list(layer.stride), "padding": list(layer.padding)}
         entry |= {"dilation": list(layer.dilation), "groups": layer.groups}
@@ -335,11 +334,13 @@ def _entry_problem(entry: Any) -> str | None:
     shape = entry.get("shape")
     if not isinstance(shape, list) or len(shape) not in (2, 4) or not all(_is_integer(n) and n > 0 for n in shape):
         return f"shape {shape!r} is not 2 or 4 positive integers"
-    expected = {*_INTEGERS, "input_scale", "shape", *(_GEOMETRY if len(shape) == 4 else ())}
+    expected = {*_INTEGERS, "input_scale", "shape", "bias", *(_GEOMETRY if len(shape) == 4 else ())}
     if set(entry) != expected:
         return f"{sorted(set(entry) ^ expected)[0]} is missing or not known"
     if not isinstance(entry["input_scale"], float):
         return f"input_scale {entry['input_scale']!r} is not a float"
+    if not isinstance(entry["bias"], bool):
+        return f"bias {entry['bias']!r} is not true or false"
     for key in (*_INTEGERS, *(("groups",) if len(shape) == 4 else ())):
         if not _is_integer(entry[key]):
             return f"{key} {entry[key]!r} is not an integer"
@@ -350,12 +351,43 @@ def _entry_problem(entry: Any) -> str | None:
     return None
 
 
-def _layer(entry: dict[str, Any], tensors: dict[str, Tensor | None]) -> IntegerLayer:
-    """The layer of a JSON entry and its tensors as stored."""
-    for key in ("weight", "weight_scale"):
-        if tensors[key] is None:
-            raise InputError(f"{key} is missing")
-    weight, shape = tensors["weight"], tuple(entry["shape"])
+def _float_shapes(config: Mapping[str, Any], layers: Iterable[str]) -> dict[str, torch.Size]:
+    """Shapes of the U-Net's parameters outside the named layers, in the order of its state_dict."""
+    modules = {name.rpartition(_PARTS)[0] or name for name in layers}
+    state = skeleton(config).state_dict()
+    return {name: tensor.shape for name, tensor in state.items() if name.rpartition(".")[0] not in modules}
+
+
+def _read_layers(
+    config: dict[str, Any], entries: dict[str, Any], tensors: dict[str, Tensor]
+) -> tuple[dict[str, IntegerLayer], dict[str, Tensor]]:
+    """The layers and the other parameters, by name, of a quantized checkpoint's tensors."""
+    floats = tensors.pop("floats", None)
+    if floats is None or floats.dtype != torch.float32 or floats.dim() != 1:
+        raise InputError("floats is missing, or is not float32 with 1 axis")
+    shapes = _float_shapes(config, entries)
+    outputs = [entry["shape"][0] for entry in entries.values() for _ in range(1 + entry["bias"])]
+    lengths = [*outputs, *(math.prod(shape) for shape in shapes.values())]
+    if len(floats) != sum(lengths):
+        raise InputError(f"floats has {len(floats)} values, not the {sum(lengths)} of scales, biases and parameters")
+    pieces = iter(floats.split(lengths))
+    layers = {}
+    for name, entry in entries.items():
+        try:
+            scale, bias = next(pieces), next(pieces) if entry["bias"] else None
+            layers[name] = _layer(entry, tensors.pop(f"{name}.weight", None), scale, bias)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+    if tensors:
+        raise InputError(f"{min(tensors)} belongs to no layer")
+    return layers, {name: next(pieces).reshape(shape) for name, shape in shapes.items()}
+
+
+def _layer(entry: dict[str, Any], weight: Tensor | None, weight_scale: Tensor, bias: Tensor | None) -> IntegerLayer:
+    """The layer of a JSON entry and its tensors, the weight as stored."""
+    if weight is None:
+        raise InputError("weight is missing")
+    shape = tuple(entry["shape"])
     if entry["bits"] <= PACKED_BITS:
         dtype, stored = torch.uint8, ((math.prod(shape) + 1) // 2,)
     else:
@@ -366,7 +398,7 @@ def _layer(entry: dict[str, Any], tensors: dict[str, Tensor | None]) -> IntegerL
     for key in _GEOMETRY if len(shape) == 4 else ():
         fields[key] = entry[key] if key == "groups" else tuple(entry[key])
     weight = unpack(weight, shape) if dtype == torch.uint8 else weight
-    return IntegerLayer(weight=weight, weight_scale=tensors["weight_scale"], bias=tensors["bias"], **fields)
+    return IntegerLayer(weight=weight, weight_scale=weight_scale, bias=bias, **fields)
 
 
 def _places(layers: Mapping[str, IntegerLayer]) -> dict[str, list[int] | None]:
