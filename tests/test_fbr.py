@@ -16,7 +16,7 @@ from edadm.quantization.reconstruction import UnitCheckpoints, quantize
 from edadm.quantization.units import find_units, simulate
 from edadm.quantization.walk import PausedPass, intercepted
 
-LEARNED = Reconstruction(method="fbr", iterations=6, batch=8, rate_rounding=0.05, rate_steps=1e-4)
+LEARNED = Reconstruction(method="fbr", iterations=6, batch=8, rate_rounding=0.05, rate_steps=1e-4, bias_correction=True)
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +114,20 @@ def test_reconstruction_lowers_the_error_on_data_it_has_not_seen(
     assert errors["fbr"] < 0.8 * errors["none"]
 
 
+def test_bias_correction_removes_the_mean_error_of_every_channel(
+    unet: nn.Module, data: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    errors = {}
+    for correct in (False, True):
+        model = copy.deepcopy(unet)
+        settings = Reconstruction(method="fbr", iterations=2, batch=8, bias_correction=correct)
+        quantize(model, data, recipe(settings=settings), tmp_path / str(correct), "mark")
+        inputs = data["x"], data["t"]
+        with torch.no_grad():
+            errors[correct] = (model(*inputs).sample - unet(*inputs).sample).mean((0, 2, 3)).abs().max().item()
+    assert errors[True] < 1e-6 < 1e-3 < errors[False]
+
+
 def test_two_runs_and_a_resumed_run_agree_to_the_bit(
     unet: nn.Module, data: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
@@ -121,7 +135,8 @@ def test_two_runs_and_a_resumed_run_agree_to_the_bit(
         return {
             f"{name}.{key}": getattr(layer, key)
             for name, layer in simulated_layers(model).items()
-            for key in ("weight_integers", "weight_scale", "input_scale", "input_zero_point")
+            for key in ("weight_integers", "weight_scale", "input_scale", "input_zero_point", "bias")
+            if getattr(layer, key) is not None
         }
 
     first, second, resumed = (copy.deepcopy(unet) for _ in range(3))

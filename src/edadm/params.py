@@ -158,6 +158,7 @@ class Reconstruction(_Settings):
     input_mix: float = between(0, 1, default=0.5)
     activation_drop: float = between(0, 1, default=0.5)
     rounding_penalty: float = at_least(0, default=0.0)
+    bias_correction: bool = False
     seed: int = at_least(0, default=0)
 
 

@@ -24,6 +24,7 @@ from edadm.quantization.walk import Call, PausedPass, intercepted
 
 CURVE_POINTS = 10  # of the loss curve, per unit
 STEP_FLOOR = 1e-8
+LEARNED = ("weight_integers", "bias", "input_scale")  # attributes of a layer that learning sets
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class UnitResult:
 
 def squared_error(a: Tensor, b: Tensor) -> Tensor:
     """Squared differences, summed over channels (dim 1 of images, else the last), mean over the rest; a scalar."""
-    return (a - b).square().sum(1 if a.dim() == 4 else -1).mean()
+    return (a - b).square().sum(_channel_axis(a)).mean()
 
 
 @torch.no_grad()
@@ -116,6 +117,27 @@ class _Outputs:
 def _run(unit: Unit, calls: list[Call], mode: str) -> list[Tensor]:
     set_mode(unit.module, mode)
     return [unit.module(*call.args, **call.kwargs) for call in calls]
+
+
+def _channel_axis(output: Tensor) -> int:
+    """Where the channels are: 1 in images (n, c, h, w), else the last axis."""
+    return 1 if output.dim() == 4 else output.dim() - 1
+
+
+def correct_bias(layers: list[SimulatedLayer], outputs: list[Tensor], targets: list[Tensor]) -> None:
+    """Move the mean error of each output channel of a unit into the bias of the last of its ``layers`` that has one.
+
+    ``outputs`` and ``targets`` are the quantized and the exact outputs, batch by batch. That layer's output is taken
+    to reach the unit's unscaled, as in every residual and transformer block of diffusers. The per-channel form of the
+    bias correction of Nagel et al. 2019 (section 4.2), empirical and on the unit's output.
+    """
+    last = next((layer for layer in reversed(layers) if layer.bias is not None), None)
+    axis = _channel_axis(targets[0])
+    if last is None or len(last.bias) != targets[0].shape[axis]:
+        return
+    places = sum(target.numel() for target in targets) / len(last.bias)
+    errors = [(target - output).double().transpose(axis, -1) for output, target in zip(outputs, targets, strict=True)]
+    last.bias += (sum(error.flatten(0, -2).sum(0) for error in errors) / places).float()
 
 
 def _error(outputs: list[Tensor], targets: list[Tensor]) -> float:
@@ -199,19 +221,21 @@ class Learner:
 
 
 def unit_state(unit: Unit) -> dict[str, Tensor]:
-    """What learning decides in a unit: the weight integers and step sizes of its layers."""
+    """What learning decides in a unit: the weight integers, biases and step sizes of its layers."""
     return {
-        f"{name}.{key}": value.detach().clone()
+        f"{name}.{key}": getattr(layer, key).detach().clone()
         for name, layer in simulated_layers(unit.module).items()
-        for key, value in (("weight_integers", layer.weight_integers), ("input_scale", layer.input_scale))
+        for key in LEARNED
+        if getattr(layer, key) is not None
     }
 
 
 def load_unit_state(unit: Unit, state: dict[str, Tensor]) -> None:
     """Put a state of ``unit_state`` back."""
     for name, layer in simulated_layers(unit.module).items():
-        layer.weight_integers.copy_(state[f"{name}.weight_integers"])
-        layer.input_scale.data.copy_(state[f"{name}.input_scale"])
+        for key in LEARNED:
+            if getattr(layer, key) is not None:
+                getattr(layer, key).copy_(state[f"{name}.{key}"])
 
 
 @torch.no_grad()
@@ -245,6 +269,9 @@ def reconstruct(
                 layer_targets = [torch.cat(inner.seen[i::per_layer]) for i in range(per_layer)]
                 curve = learner.learn(Rows(calls), Rows(quantized_calls), torch.cat(targets), layer_targets)
                 outputs = _run(unit, quantized_calls, "quantized")
+                if settings.bias_correction:
+                    correct_bias(learner.layers, outputs, targets)
+                    outputs = _run(unit, quantized_calls, "quantized")
                 result = UnitResult(unit.name, unit.kind, curve, before, _error(outputs, targets))
                 keep(index, unit_state(unit), result)
             else:

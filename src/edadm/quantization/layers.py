@@ -25,8 +25,9 @@ class SimulatedLayer(nn.Module):
     """Simulates ``y = s_x s_w (sum (q_x - z_x) q_w) + b`` in float32 for one Conv2d, Conv1d or Linear.
 
     ``mode`` says what forward does: ``float`` (the original layer), ``range`` and ``histogram`` (the original layer,
-    looking at its input) or ``quantized``. ``alpha`` (the weight's shape) is AdaRound's rounding variable while a unit
-    is reconstructed; ``drop`` is the share of activations left unquantized then (QDrop, Wei et al. 2022).
+    looking at its input) or ``quantized``; only the last takes b from ``bias``, which may have been corrected.
+    ``alpha`` (the weight's shape) is AdaRound's rounding variable while a unit is reconstructed; ``drop`` is the share
+    of activations left unquantized then (QDrop, Wei et al. 2022).
     """
 
     def __init__(self, layer: nn.Module, bits: int, input_bits: int) -> None:
@@ -37,6 +38,7 @@ class SimulatedLayer(nn.Module):
         self.observed = Observed()
         self.register_buffer("weight_scale", torch.ones(len(layer.weight)))
         self.register_buffer("weight_integers", torch.zeros_like(layer.weight))
+        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().clone())
         self.input_scale = nn.Parameter(torch.ones(()), requires_grad=False)
         self.register_buffer("input_zero_point", torch.zeros(()))
         self.alpha: nn.Parameter | None = None
@@ -97,8 +99,8 @@ class SimulatedLayer(nn.Module):
         kept = coin_flips(x.shape, self.drop, self.generator) if self.drop > 0 else None
         simulated = fake_quantize(x, self.input_scale, self.input_zero_point, self.input_bits, kept)
         if isinstance(self.layer, nn.Linear):
-            return F.linear(simulated, self.weight(), self.layer.bias)
-        return self.layer._conv_forward(simulated, self.weight(), self.layer.bias)
+            return F.linear(simulated, self.weight(), self.bias)
+        return self.layer._conv_forward(simulated, self.weight(), self.bias)
 
 
 class SplitShortcut(nn.Module):

@@ -62,7 +62,7 @@ def _integer_layer(layer: SimulatedLayer) -> checkpoint.IntegerLayer:
         bits=layer.bits,
         weight=layer.weight_integers.to(torch.int8),
         weight_scale=layer.weight_scale.clone(),
-        bias=None if original.bias is None else original.bias.detach().clone(),
+        bias=None if layer.bias is None else layer.bias.clone(),
         input_bits=layer.input_bits,
         input_scale=layer.input_scale.item(),
         input_zero_point=int(layer.input_zero_point),
