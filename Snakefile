@@ -53,6 +53,7 @@ for system in config["pipeline"]["systems"]:
             system
         input:
             [stages.stamp(f"metrics@{key}") for key, run in config["runs"].items() if run["system"] == system],
+            [stages.stamp(f"verification@{key}") for key, run in config["runs"].items() if run["system"] == system],
             [stages.stamp(f"latency@{system}-{device}") for device in config["pipeline"]["devices"]],
 
 

@@ -47,7 +47,7 @@ out.parent.mkdir(parents=True, exist_ok=True)
 if command == "calibrate":
     out.write_text(content)
     out.with_suffix(".json").write_text(json.dumps({"counts": content}))
-elif command in ("metrics", "latency"):
+elif command in ("metrics", "latency", "verify"):
     out.write_text(json.dumps({"fid": int(content[:6], 16)}) + "\n")
 elif command in ("reference", "report"):
     out.write_text(content)
@@ -55,6 +55,6 @@ else:
     folder = options["scratch"] if "shard" in options else out
     folder.mkdir(parents=True, exist_ok=True)
     full = options.get("protocol") == Path("full")
-    tables = ["quality-full.csv"] if full else ["quality.csv", "size.csv", "latency.csv"]
+    tables = ["quality-full.csv"] if full else ["quality.csv", "size.csv", "exactness.csv", "latency.csv"]
     for name in tables if command == "tables" else ["data.bin"]:
         (folder / name).write_text(f"run,fid\n{content},1\n")

@@ -123,6 +123,17 @@ def make_results(results: Path, images: np.ndarray | None = None, variants: tupl
                 "layers": {"8": 2, "4": 41} if variant.startswith("w4") else {"8": 43} if variant == "w8a8" else {},
             },
         )
+        write_json(
+            system / variant / "verification.json",
+            {
+                "layers": 43,
+                "layers_in_int8": 43,
+                "worst_layer_error": 0.0,
+                "engine_to_reference": 0.0123,
+                "floor": 0.0245,
+                "images": 64,
+            },
+        )
         noise = {"fp32": 0, "w8a8": 4, "w4a8": 14}.get(variant, 45) * rng.standard_normal(images.shape)
         samples = system / variant / "samples" / "shard-0000.npz"
         samples.parent.mkdir(parents=True)
@@ -245,7 +256,12 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 def test_tables_hold_the_numbers_and_their_ratios(results: Path, tmp_path: Path) -> None:
     tables.write(make_params(), results, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["latency.csv", "quality.csv", "size.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "exactness.csv",
+        "latency.csv",
+        "quality.csv",
+        "size.csv",
+    ]
 
     quality = {row["variant"]: row for row in read_table(tmp_path / "quality.csv")}
     assert list(quality) == list(VARIANTS)
@@ -263,6 +279,10 @@ def test_tables_hold_the_numbers_and_their_ratios(results: Path, tmp_path: Path)
     size = {row["variant"]: row for row in read_table(tmp_path / "size.csv")}
     assert int(size["w4a8"]["arithmetic_bytes"]) == 883_000
     assert float(size["w4a8"]["ratio_to_fp32"]) == 0.139063  # of 0.1390625, to six digits
+
+    exactness = {row["variant"]: row for row in read_table(tmp_path / "exactness.csv")}
+    assert list(exactness) == ["w8a8", "w4a8", "w4a8-rtn"]  # there is nothing to be exact about in fp32
+    assert exactness["w4a8"]["layers_in_int8"] == "43" and exactness["w4a8"]["floor"] == "0.0245"
 
     latency = {(row["configuration"], row["batch"]): row for row in read_table(tmp_path / "latency.csv")}
     assert len(latency) == 14

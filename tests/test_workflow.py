@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 FILES = ("Snakefile", "dvc.yaml", "full", "training", "workflow", "profiles", "env.yaml", ".gitignore", ".dvcignore")
 SYSTEM = "fashion-ddim"
 RUNS = (f"{SYSTEM}-fp32", f"{SYSTEM}-w4a8")
-PER_RUN = ("reconstruction", "deployment", "samples", "metrics")
+PER_RUN = ("reconstruction", "deployment", "verification", "samples", "metrics")
 GATHERED = {f"latency@{SYSTEM}-cpu", "tables", "report"}
 OF_SYSTEM = {f"checkpoint@{SYSTEM}", f"reference@{SYSTEM}", f"calibration@{SYSTEM}-tdac"}
 AFTER_W4A8 = {f"{family}@{SYSTEM}-w4a8" for family in PER_RUN} | GATHERED
@@ -146,8 +146,12 @@ def test_first_run_makes_everything_once(finished: Workspace) -> None:
     shards = [f"samples@{run} {index}/2" for run in RUNS for index in range(2)]
     assert sorted(finished.first_ran) == sorted([*EVERYTHING, *shards])
     tracked = finished.call("git", "ls-files", "results").stdout.split()
-    of_run = [f"results/{SYSTEM}/{run.removeprefix(SYSTEM)[1:]}/metrics.json" for run in RUNS]
-    tables = [f"results/tables/{name}.csv" for name in ("latency", "quality", "size")]
+    of_run = [
+        f"results/{SYSTEM}/{run.removeprefix(SYSTEM)[1:]}/{name}.json"
+        for run in RUNS
+        for name in ("metrics", "verification")
+    ]
+    tables = [f"results/tables/{name}.csv" for name in ("exactness", "latency", "quality", "size")]
     assert sorted(tracked) == sorted([*of_run, f"results/{SYSTEM}/latency-cpu.json", *tables])
     assert (finished.folder / "results/report.html").exists()
 
@@ -234,7 +238,7 @@ def test_killed_run_goes_on(space: Workspace, family: str) -> None:
         process.wait()
     space.log.with_name(stage).unlink()
     space.snakemake(f".stamps/{stage}")
-    before = PER_RUN[: PER_RUN.index(family) + 1]
+    before = [each for each in PER_RUN[: PER_RUN.index(family) + 1] if each != "verification"]
     assert set(space.ran()) == {f"{each}@{SYSTEM}-w4a8" for each in before}
     assert "Nothing to be done" in space.snakemake("-n", f".stamps/{stage}").stdout
     assert (space.folder / f"results/{SYSTEM}/w4a8/{OUTPUTS[family]}/data.bin").exists()
@@ -331,9 +335,16 @@ UNUSED = {
     "reconstruction": {"systems/samplers.py", "quantization/tdac.py"},
     "deployment": {"engines/__init__.py"},
     "samples": {"engines/reference.py", "quantization/quantizer.py"},
+    "verification": {"engines/__init__.py", "quantization/quantizer.py", "quantization/tdac.py"},
     "latency": {"engines/reference.py", "quantization/quantizer.py", "systems/samplers.py"},
 }
-COMMANDS = {"calibration": "calibrate", "reconstruction": "reconstruct", "deployment": "deploy", "samples": "sample"}
+COMMANDS = {
+    "calibration": "calibrate",
+    "reconstruction": "reconstruct",
+    "deployment": "deploy",
+    "samples": "sample",
+    "verification": "verify",
+}
 
 
 def test_stages_depend_on_the_sources_that_their_commands_import() -> None:

@@ -20,6 +20,26 @@ rule reference:
         "{params.repro} reference@{wildcards.key} 2>&1 | tee -i {log}"
 
 
+rule verification:
+    input:
+        lambda w: stages.inputs(f"verification@{w.key}"),
+    output:
+        touch(".stamps/verification@{key}"),
+    log:
+        "logs/verification@{key}.log",
+    conda:
+        "../../env.yaml"
+    threads: THREADS
+    resources:
+        mem_mb=4000,
+        runtime=30,
+        gpu=0,
+    params:
+        repro=REPRO,
+    shell:
+        "{params.repro} verification@{wildcards.key} 2>&1 | tee -i {log}"
+
+
 rule sample_shard:
     input:
         lambda w: stages.inputs(f"{w.stage}@{w.key}"),

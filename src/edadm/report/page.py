@@ -53,6 +53,7 @@ def _recipe(recipe: Any, calibrator: str) -> dict[str, str]:
         "Input mix": f"{learned.input_mix:g}",
         "Activation drop": f"{learned.activation_drop:g}",
         "Rounding penalty": f"{learned.rounding_penalty:g}",
+        "Bias correction": "yes" if learned.bias_correction else "no",
         "Seed": f"{learned.seed}",
     }
 
@@ -201,6 +202,7 @@ def _system(params: Any, results: Path, name: str, rows: dict[str, list[dict[str
         "quality": own["quality"],
         "floor": floor,
         "size": own["size"],
+        "exactness": own["exactness"],
         "speed": speed,
         "calibrations": _calibrations(folder, name, list(dict.fromkeys(run.calibrator for run in runs))),
         "reconstruction": _reconstruction(params, folder, name, variants),
@@ -217,6 +219,7 @@ def write(params: Any, results: Path, out: Path) -> None:
     rows = {
         "quality": tables.quality(params, results),
         "size": tables.size(params, results),
+        "exactness": tables.exactness(params, results),
         "latency": tables.latency(params, results),
     }
     systems = [

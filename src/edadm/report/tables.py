@@ -28,6 +28,8 @@ MEASURES = (
 QUALITY = ("run", "system", "variant", "n", "fid", "fid_ratio", *MEASURES[2:])
 SIZES = ("unet_fp32_bytes", "quantized_file_bytes", "payload_bytes", "arithmetic_bytes", "engine_bytes")
 SIZE = ("system", "variant", *SIZES, "ratio_to_fp32")
+CHECKS = ("layers", "layers_in_int8", "worst_layer_error", "engine_to_reference", "floor", "images")
+EXACTNESS = ("system", "variant", *CHECKS)
 TIMES = ("configuration", "batch", "threads", "median_ms", "min_ms", "rounds")
 # what each configuration is compared with: what most users run, and the best float path of the engine we use
 BASELINES = {"speedup_vs_eager": "pytorch-fp32-eager", "speedup_vs_openvino_bf16": "openvino-bf16"}
@@ -81,6 +83,16 @@ def size(params: Any, results: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def exactness(params: Any, results: Path) -> list[dict[str, Any]]:
+    """A row per listed quantized run whose engine was verified, with the columns ``EXACTNESS``."""
+    rows = []
+    for run in params.runs.values():
+        path = results / run.system / run.variant / "verification.json"
+        if params.variants[run.variant].weights < 32 and path.exists():
+            rows.append({"system": run.system, "variant": run.variant, **pick(read_json(path), CHECKS, path)})
+    return rows
+
+
 def latency(params: Any, results: Path) -> list[dict[str, Any]]:
     """A row per measured configuration of the listed systems, with the columns ``LATENCY`` and ``machine``.
 
@@ -120,7 +132,7 @@ def _csv(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> str:
 
 
 def write(params: Any, results: Path, out: Path, protocol: str = "demo") -> None:
-    """Write ``quality.csv``, ``size.csv`` and ``latency.csv`` to the folder ``out``.
+    """Write ``quality.csv``, ``size.csv``, ``exactness.csv`` and ``latency.csv`` to the folder ``out``.
 
     The protocol "full" has quality alone, in ``quality-full.csv``. Sizes and latencies hold what was measured so far;
     InputError when a listed run has no metrics, before anything is written.
@@ -134,6 +146,7 @@ def write(params: Any, results: Path, out: Path, protocol: str = "demo") -> None
         files = {
             "quality.csv": _csv(QUALITY, quality(params, results)),
             "size.csv": _csv(SIZE, size(params, results)),
+            "exactness.csv": _csv(EXACTNESS, exactness(params, results)),
             "latency.csv": _csv(LATENCY, latency(params, results)),
         }
     for name, content in files.items():
