@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from edadm.errors import InputError
-from edadm.params import CalibrationParams
+from edadm.params import CALIBRATORS, CalibrationParams
 from edadm.quantization import calibration
 
 STEPS = [900, 600, 300, 0]
@@ -43,7 +43,7 @@ def trajectory_of(network: nn.Module):  # noqa: ANN201
     return trajectory
 
 
-@pytest.mark.parametrize("calibrator", ["tdac", "uniform"])
+@pytest.mark.parametrize("calibrator", CALIBRATORS)
 def test_each_trajectory_gives_its_latent_of_the_allotted_step(calibrator: str) -> None:
     network = Network()
     data, allocation, steps = calibration.collect(network, trajectory_of(network), calibrator, settings())
@@ -51,7 +51,7 @@ def test_each_trajectory_gives_its_latent_of_the_allotted_step(calibrator: str) 
     assert data["x"].shape == (23, 1, 4, 4)
     assert [(data["t"] == step).sum().item() for step in STEPS] == allocation.counts.tolist()
     if calibrator == "uniform":
-        assert max(allocation.counts) - min(allocation.counts) <= 1
+        assert allocation.counts.tolist() == [5, 5, 5, 8]
     with torch.no_grad():
         for k in range(23):
             wanted = next(x for step, x in trajectory_of(network)(range(3 + k, 4 + k)) if step == data["t"][k])
@@ -81,6 +81,18 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         calibration.read(out)
     with pytest.raises(InputError, match="not a readable calibration set"):
         calibration.read(tmp_path / "nowhere.safetensors")
+
+
+def test_radius_is_given_or_a_quantile() -> None:
+    network = Network()
+    _, allocation, _ = calibration.collect(network, trajectory_of(network), "tdac", settings())
+    same = settings(radius=allocation.radius, radius_quantile=None)
+    _, again, _ = calibration.collect(network, trajectory_of(network), "tdac", same)
+    assert again.radius == allocation.radius
+    assert torch.equal(again.density, allocation.density) and torch.equal(again.counts, allocation.counts)
+    for changes in ({"radius": 1.0}, {"radius_quantile": None}):
+        with pytest.raises(InputError, match="either radius or radius_quantile"):
+            calibration.collect(network, trajectory_of(network), "tdac", settings(**changes))
 
 
 def test_unknown_calibrator_is_one_line() -> None:

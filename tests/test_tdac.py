@@ -62,3 +62,22 @@ def test_radius_quantile_is_that_of_the_distances(features: torch.Tensor) -> Non
         ((features[i] - features[j]) ** 2).mean() for i in range(len(features)) for j in range(i + 1, len(features))
     ]
     assert tdac.radius_from_quantile(features, 0.5) == pytest.approx(torch.stack(upper).quantile(0.5).item(), rel=1e-5)
+
+
+@given(
+    steps=st.integers(1, 12),
+    samples=st.integers(0, 400),
+    weight=st.floats(0, 100),
+    radius=st.floats(0, 50),
+    spread=st.sampled_from([0.0, 1e-6, 1.0, 1e3]),
+    seed=st.integers(0, 1000),
+)
+def test_allocations_sum_exactly_and_scores_lie_between_0_and_1(
+    steps: int, samples: int, weight: float, radius: float, spread: float, seed: int
+) -> None:
+    """For any features, also all equal ones, a single step, and zeros."""
+    features = spread * torch.randn(steps, 2, 3, 1, 1, generator=torch.Generator().manual_seed(seed))
+    allocation = tdac.allocate(features, samples, weight, radius)
+    assert allocation.counts.sum() == samples and (allocation.counts >= 0).all()
+    for scores in (allocation.density, allocation.diversity):
+        assert ((scores >= 0) & (scores <= 1)).all()

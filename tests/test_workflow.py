@@ -332,10 +332,15 @@ PLUMBING = {SOURCE / name for name in ("__init__.py", "_torchvision.py", "errors
 UNUSED = {
     "train": {"evaluation/samples.py"},
     "checkpoint": {"systems/samplers.py"},
-    "reconstruction": {"systems/samplers.py", "quantization/tdac.py"},
+    "reconstruction": {"systems/samplers.py", "quantization/baselines.py", "quantization/tdac.py"},
     "deployment": {"engines/__init__.py"},
     "samples": {"engines/reference.py", "quantization/quantizer.py"},
-    "verification": {"engines/__init__.py", "quantization/quantizer.py", "quantization/tdac.py"},
+    "verification": {
+        "engines/__init__.py",
+        "quantization/baselines.py",
+        "quantization/quantizer.py",
+        "quantization/tdac.py",
+    },
     "latency": {"engines/reference.py", "quantization/quantizer.py", "systems/samplers.py"},
 }
 COMMANDS = {

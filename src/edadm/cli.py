@@ -84,7 +84,7 @@ def checkpoint(params: parameters.Params, system: str, out: Path) -> None:
 @click.option("--out", type=FILE, required=True, help="A .safetensors file; a .json of the same name goes beside it.")
 @_with_params
 def calibrate(params: parameters.Params, system: str, calibrator: str, folder: Path, out: Path) -> None:
-    """Draw the calibration set of a SYSTEM with a CALIBRATOR (tdac, uniform)."""
+    """Draw the calibration set of a SYSTEM with a CALIBRATOR (tdac, uniform, normal)."""
     from edadm.evaluation.sampling import draw
     from edadm.quantization import calibration
     from edadm.systems.system import WEIGHTS, load

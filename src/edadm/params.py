@@ -19,6 +19,7 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 from edadm.errors import InputError
 
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")  # of systems and variants: they become folders, stages and DVC's keys
+CALIBRATORS = ("tdac", "uniform", "normal")
 TYPES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 
@@ -52,6 +53,12 @@ def between(low: float, high: float, default: Any = omegaconf.MISSING) -> Any:
     return _checked(f"from {low} to {high}", lambda value: low <= value <= high, default)
 
 
+def optional(entry: Any) -> Any:
+    """What ``entry`` allows, or null, which is the default."""
+    allowed, holds = entry.metadata["allowed"], entry.metadata["holds"]
+    return _checked(f"{allowed}, or null", lambda value: value is None or holds(value), default=None)
+
+
 def bits() -> Any:
     """A width in bits; 32 is unquantized."""
     return _checked("2 to 8, or 32 (not quantized)", lambda value: 2 <= value <= 8 or value == 32)
@@ -74,7 +81,7 @@ class PipelineParams(_Settings):
     """What is built."""
 
     systems: list[str] = omegaconf.MISSING
-    calibrators: list[str] = some_of("tdac", "uniform")
+    calibrators: list[str] = some_of(*CALIBRATORS)
     devices: list[str] = some_of("cpu")
 
 
@@ -112,7 +119,9 @@ class CalibrationParams(_Settings):
     samples: int = at_least(1)
     batch: int = at_least(1)
     diversity_weight: float = at_least(0)
-    radius_quantile: float = _checked("between 0 and 1, neither included", lambda value: 0 < value < 1)
+    radius: float | None = optional(above_zero())
+    radius_quantile: float | None = optional(_checked("between 0 and 1, neither included", lambda value: 0 < value < 1))
+    uniform_stride: int = at_least(1, default=1)
     seed: int = at_least(0)
 
 
@@ -307,6 +316,9 @@ def _disagreements(params: Params) -> Iterator[str]:
         if set(images) != {"demo", "full"} or min(images.values()) < 1:
             allowed = "{demo: N, full: N}, each N above 0"
             yield f"systems.{name}.sampling.images: {images} is not allowed; allowed: {allowed}"
+        if (settings.calibration.radius is None) == (settings.calibration.radius_quantile is None):
+            given = "both are" if settings.calibration.radius is not None else "neither is"
+            yield f"systems.{name}.calibration: radius, radius_quantile: {given} given; allowed: exactly one of the two"
     for name, recipe in params.variants.items():
         if (recipe.weights == 32) != (recipe.activations == 32):
             widths = f"weights {recipe.weights} with activations {recipe.activations}"

@@ -1,6 +1,7 @@
 """The calibration set: one latent of each full-precision trajectory, at a step that the calibrator chose."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,8 +12,8 @@ from tqdm import tqdm
 
 from edadm.errors import InputError
 from edadm.files import atomic_write, sha256, write_json
-from edadm.params import CalibrationParams
-from edadm.quantization import tdac
+from edadm.params import CALIBRATORS, CalibrationParams
+from edadm.quantization import baselines, tdac
 
 # a trajectory yields (timestep, network input (n, c, h, w)) for each step, given the seeds of its images
 Trajectory = Callable[[range], Iterator[tuple[int, Tensor]]]
@@ -33,15 +34,27 @@ class _MiddleFeatures:
         self.feature = feature
 
 
-def _allocation(calibrator: str, features: Tensor, params: CalibrationParams) -> tdac.Allocation:
-    radius = tdac.radius_from_quantile(features, params.radius_quantile)
-    scored = tdac.allocate(features, params.samples, params.diversity_weight, radius)
+def _radius(features: Tensor, params: CalibrationParams) -> float:
+    given = params.radius is not None, params.radius_quantile is not None
+    if given == (True, False):
+        return params.radius
+    if given == (False, True):
+        return tdac.radius_from_quantile(features, params.radius_quantile)
+    raise InputError("calibration: give either radius or radius_quantile")
+
+
+def _allocation(
+    calibrator: str, features: Tensor, params: CalibrationParams, generator: torch.Generator
+) -> tdac.Allocation:
+    """TDAC's scores in any case, since the report shows them, and the counts of the ``calibrator``."""
+    scored = tdac.allocate(features, params.samples, params.diversity_weight, _radius(features, params))
     if calibrator == "tdac":
         return scored
     if calibrator == "uniform":
-        counts = tdac.apportion(torch.ones(len(features)), params.samples)
-        return tdac.Allocation(scored.density, scored.diversity, counts, radius)
-    raise InputError(f"calibrator: {calibrator!r} is not one of tdac, uniform")
+        return replace(scored, counts=baselines.uniform(len(features), params.samples, params.uniform_stride))
+    if calibrator == "normal":
+        return replace(scored, counts=baselines.normal(len(features), params.samples, generator))
+    raise InputError(f"calibrator: {calibrator!r} is not one of {', '.join(CALIBRATORS)}")
 
 
 @torch.no_grad()
@@ -63,10 +76,10 @@ def collect(
         first.append(step)
         features.append(middle.feature)
     middle.handle.remove()
-    allocation = _allocation(calibrator, torch.stack(features), params)
+    generator = torch.Generator().manual_seed(params.seed)
+    allocation = _allocation(calibrator, torch.stack(features), params, generator)
     steps = [timestep for timestep, _ in first]
     drawn = torch.repeat_interleave(torch.arange(len(steps)), allocation.counts)
-    generator = torch.Generator().manual_seed(params.seed)
     drawn = drawn[torch.randperm(len(drawn), generator=generator)]
     latents = []
     for number, seeds in enumerate(tqdm(batches, desc="calibration: latents", unit="batch")):
