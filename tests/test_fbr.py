@@ -11,10 +11,12 @@ from torch import nn
 from edadm.errors import InputError
 from edadm.params import Recipe, Reconstruction
 from edadm.quantization import fbr
+from edadm.quantization.cache import Cache
 from edadm.quantization.layers import simulated_layers
+from edadm.quantization.quantizer import weight_grid
 from edadm.quantization.reconstruction import UnitCheckpoints, quantize
 from edadm.quantization.units import find_units, simulate
-from edadm.quantization.walk import PausedPass, intercepted
+from edadm.quantization.walk import Call, PausedPass, intercepted
 
 LEARNED = Reconstruction(method="fbr", iterations=6, batch=8, rate_rounding=0.05, rate_steps=1e-4, bias_correction=True)
 
@@ -80,8 +82,13 @@ def test_a_paused_pass_gives_the_plain_forward(unet: nn.Module, data: dict[str, 
     assert "forward" not in vars(units[0].module)
 
 
-def test_gradients_reach_every_rounding_and_step(unet: nn.Module, data: dict[str, torch.Tensor]) -> None:
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_gradients_reach_every_rounding_and_step(
+    unet: nn.Module, data: dict[str, torch.Tensor], checkpointed: bool
+) -> None:
     model, units, batches = prepared(unet, data)
+    if checkpointed:
+        model.enable_gradient_checkpointing()
     start = {name: layer.input_scale.item() for name, layer in simulated_layers(model).items()}
     moved: set[str] = set()
     harden = fbr.SimulatedLayer.harden_rounding
@@ -94,9 +101,72 @@ def test_gradients_reach_every_rounding_and_step(unet: nn.Module, data: dict[str
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fbr.SimulatedLayer, "harden_rounding", spy)
-        fbr.reconstruct(model, units, batches, LEARNED, lambda _: None, lambda *_: None)
+        fbr.reconstruct(model, units, batches, LEARNED, lambda _: None, lambda *_: None, Cache())
     assert moved == set(simulated_layers(model))
     assert all(layer.input_scale.item() != start[name] for name, layer in simulated_layers(model).items())
+
+
+@pytest.mark.parametrize("layer_loss", [0.0, 0.7])
+def test_the_loss_is_the_blocks_and_gamma_times_that_of_its_inner_layers(
+    unet: nn.Module, data: dict[str, torch.Tensor], layer_loss: float
+) -> None:
+    """The first loss of a block, against the float block: at first the soft rounding is the float weight."""
+    model, units, _ = prepared(unet, data)
+    unit = next(unit for unit in units if unit.name == "down_blocks.0.resnets.0")
+    original = unet.get_submodule(unit.name)
+    generator = torch.Generator().manual_seed(4)
+    x, emb = torch.randn(8, 8, 8, 8, generator=generator), torch.randn(8, 32, generator=generator)
+    settings = Reconstruction(
+        method="fbr", iterations=1, batch=8, layer_loss=layer_loss, input_mix=1.0, activation_drop=0.0
+    )
+    learner = fbr.Learner(unit, settings, 0, {})
+    rows = fbr.Rows([Call((x, emb), {})], Cache())
+    with torch.no_grad():
+        target, layer_targets = fbr._run(unit, [Call((x, emb), {})], "float", Cache(), learner.inner)
+    assert torch.equal(target, original(x, emb))
+    assert len(layer_targets) == (2 if layer_loss else 0)
+
+    # the rows that learning draws: the loss of these is computed here, with forward hooks on copies of the layers
+    drawn = torch.randint(8, (8,), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        simulated = copy.deepcopy(unit.module)
+        layers = list(simulated_layers(simulated).values())
+        for layer in layers:
+            layer.mode = "quantized"
+            scaled = layer.layer.weight / layer.weight_scale.view(-1, *[1] * (layer.layer.weight.dim() - 1))
+            low, high = weight_grid(layer.bits)
+            layer.weight_integers.copy_(scaled.clamp(low, high))
+        found: dict[str, list[torch.Tensor]] = {"conv1": [], "time_emb_proj": []}
+        for name in found:
+            for block in (simulated, original):
+                hook = lambda _, __, output, name=name: found[name].append(output)  # noqa: E731
+                block.get_submodule(name).register_forward_hook(hook)
+        expected = (simulated(x[drawn], emb[drawn]) - original(x[drawn], emb[drawn])).square().sum(1).mean()
+        for ours, exact in found.values():
+            expected += layer_loss * (ours - exact).square().sum(1).mean()
+    ((_, loss),) = learner.learn(rows, rows, target, layer_targets)
+    assert loss == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_fisher_weights_reach_the_loss(unet: nn.Module, data: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    curves = []
+    for fisher in (False, True):
+        settings = Reconstruction(method="fbr", iterations=2, batch=8, fisher=fisher)
+        results = quantize(copy.deepcopy(unet), data, recipe(settings=settings), tmp_path / str(fisher), "mark")
+        curves.append([result.curve for result in results])
+    assert all(plain != weighted for plain, weighted in zip(*curves, strict=True))
+
+
+def test_tables_in_files_give_the_same_bytes(unet: nn.Module, data: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    in_memory, mapped = copy.deepcopy(unet), copy.deepcopy(unet)
+    results = quantize(in_memory, data, recipe(), tmp_path / "memory", "mark")
+    assert quantize(mapped, data, recipe(), tmp_path / "mapped", "mark", cache_bytes=50_000) == results
+    assert list((tmp_path / "mapped" / "tables").iterdir()) == []
+    assert not (tmp_path / "memory" / "tables").exists()
+    for name, layer in simulated_layers(in_memory).items():
+        other = mapped.get_submodule(name)
+        assert torch.equal(layer.weight_integers, other.weight_integers), name
+        assert torch.equal(layer.input_scale, other.input_scale), name
 
 
 def test_reconstruction_lowers_the_error_on_data_it_has_not_seen(

@@ -124,7 +124,8 @@ def reconstruct(
 
     params.system(system)
     recipe = params.variant(variant)
-    reconstruction.run(load(folder).unet, folder / WEIGHTS, calibration_file, recipe, scratch, out)
+    limit = params.limits.cache_mib * 2**20
+    reconstruction.run(load(folder).unet, folder / WEIGHTS, calibration_file, recipe, scratch, out, limit)
 
 
 @cli.command()

@@ -168,6 +168,7 @@ class Reconstruction(_Settings):
     activation_drop: float = between(0, 1, default=0.5)
     rounding_penalty: float = at_least(0, default=0.0)
     bias_correction: bool = False
+    fisher: bool = False
     seed: int = at_least(0, default=0)
 
 
@@ -209,6 +210,13 @@ class LatencyParams(_Settings):
 
 
 @dataclass
+class LimitParams(_Settings):
+    """What the machine has to give; nothing here changes a result."""
+
+    cache_mib: int = at_least(0, default=4096)
+
+
+@dataclass
 class Params(_Settings):
     """The whole file."""
 
@@ -220,6 +228,7 @@ class Params(_Settings):
     metrics: MetricsParams = omegaconf.MISSING
     latency: LatencyParams = omegaconf.MISSING
     train: dict[str, Any] = omegaconf.MISSING
+    limits: LimitParams = field(default_factory=LimitParams)
 
     def system(self, name: str) -> SystemParams:
         """The system of that name; InputError when there is none."""

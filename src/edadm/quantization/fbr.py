@@ -3,11 +3,12 @@
 Unit by unit in execution order, the rounding of the weights and the step sizes of the activations are learned so that
 the quantized unit, fed by its quantized predecessors, gives the full-precision unit's output:
 ``L = L_block + gamma * sum of L_layer`` over the unit's layers but the last, with
-``L(a, b) = mean over samples and places of sum over channels (a - b)^2``.
+``L(a, b) = mean over samples and places of sum over channels (a - b)^2``. gamma = 0 is plain block reconstruction. With
+``fisher``, every squared error has the weight that ``fisher.py`` finds for its place.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ from tqdm import tqdm
 
 from edadm.errors import InputError
 from edadm.params import Recipe, Reconstruction
+from edadm.quantization import fisher
+from edadm.quantization.cache import Cache
 from edadm.quantization.layers import SimulatedLayer, set_mode, simulated_layers
 from edadm.quantization.quantizer import activation_range, coin_flips
 from edadm.quantization.units import Unit
@@ -38,9 +41,13 @@ class UnitResult:
     error_after: float
 
 
-def squared_error(a: Tensor, b: Tensor) -> Tensor:
-    """Squared differences, summed over channels (dim 1 of images, else the last), mean over the rest; a scalar."""
-    return (a - b).square().sum(_channel_axis(a)).mean()
+def squared_error(a: Tensor, b: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Squared differences, summed over channels (dim 1 of images, else the last), mean over the rest; a scalar.
+
+    ``weight`` has the shape of one sample.
+    """
+    squares = (a - b).square()
+    return (squares if weight is None else squares * weight).sum(_channel_axis(a)).mean()
 
 
 @torch.no_grad()
@@ -73,24 +80,24 @@ def initialise(unet: nn.Module, batches: list[tuple[Tensor, ...]], recipe: Recip
 class Rows:
     """A unit's calls over all batches as one table of rows, from which random mini-batches are drawn."""
 
-    def __init__(self, calls: list[Call]) -> None:
+    def __init__(self, calls: list[Call], cache: Cache) -> None:
         sizes = [len(call.args[0]) for call in calls]
         first = calls[0]
+        self.count = sum(sizes)
 
         def joined(pick: Callable[[Call], Any]) -> Any:
-            values = [pick(call) for call in calls]
-            per_row = isinstance(values[0], Tensor) and len(values[0]) == sizes[0]
-            return torch.cat(values) if per_row else values[0]
+            value = pick(first)
+            per_row = isinstance(value, Tensor) and value.dim() > 0 and len(value) == sizes[0]
+            return cache.gather(map(pick, calls), self.count) if per_row else value
 
         self.args = [joined(lambda call, i=i: call.args[i]) for i in range(len(first.args))]
         self.kwargs = {key: joined(lambda call, key=key: call.kwargs[key]) for key in first.kwargs}
-        self.count = sum(sizes)
 
     def take(self, rows: Tensor) -> Call:
         """The call of the given rows."""
 
         def taken(value: Any) -> Any:
-            return value[rows] if isinstance(value, Tensor) and len(value) == self.count else value
+            return value[rows] if isinstance(value, Tensor) and value.shape[:1] == (self.count,) else value
 
         return Call(tuple(taken(a) for a in self.args), {key: taken(v) for key, v in self.kwargs.items()})
 
@@ -114,9 +121,22 @@ class _Outputs:
             hook.remove()
 
 
-def _run(unit: Unit, calls: list[Call], mode: str) -> list[Tensor]:
+def _run(
+    unit: Unit, calls: list[Call], mode: str, cache: Cache, inner: Iterable[SimulatedLayer] = ()
+) -> tuple[Tensor, list[Tensor]]:
+    """The outputs of the unit, and of its layers ``inner``, for all rows of ``calls``, as tables."""
     set_mode(unit.module, mode)
-    return [unit.module(*call.args, **call.kwargs) for call in calls]
+    tables: list[Tensor] = []
+    count, start = sum(len(call.args[0]) for call in calls), 0
+    with _Outputs(inner) as outputs:
+        for call in calls:
+            outputs.seen.clear()
+            found = [unit.module(*call.args, **call.kwargs), *outputs.seen]
+            tables = tables or [cache.empty((count, *each.shape[1:]), each.dtype) for each in found]
+            for table, each in zip(tables, found, strict=True):
+                table[start : start + len(each)] = each
+            start += len(found[0])
+    return tables[0], tables[1:]
 
 
 def _channel_axis(output: Tensor) -> int:
@@ -146,13 +166,16 @@ def _error(outputs: list[Tensor], targets: list[Tensor]) -> float:
 
 
 class Learner:
-    """Learns one unit's rounding and step sizes."""
+    """Learns one unit's rounding and step sizes; ``sensitivity`` has the weights of squared errors, by module."""
 
-    def __init__(self, unit: Unit, settings: Reconstruction, index: int) -> None:
+    def __init__(self, unit: Unit, settings: Reconstruction, index: int, sensitivity: Mapping[str, Tensor]) -> None:
         self.unit, self.settings = unit, settings
         named = simulated_layers(unit.module)
         prefix = len(unit.name) + 1
         self.layers = [named[name[prefix:]] if name != unit.name else named[""] for name in unit.layers]
+        self.inner = self.layers[:-1] if settings.layer_loss else []
+        self.weight = sensitivity.get(unit.name)
+        self.inner_weights = [sensitivity.get(name) for name in unit.layers[: len(self.inner)]]
         self.generator = torch.Generator().manual_seed(settings.seed * 100_003 + index)
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
@@ -183,7 +206,7 @@ class Learner:
             layer.drop, layer.generator = settings.activation_drop, self.generator
         curve, recent = [], []
         every = max(1, settings.iterations // CURVE_POINTS)
-        with torch.enable_grad(), _Outputs(self.layers[:-1]) as inner:
+        with torch.enable_grad(), _Outputs(self.inner) as inner:
             for iteration in range(1, settings.iterations + 1):
                 rows = torch.randint(full.count, (settings.batch,), generator=self.generator)
                 call, exact = quantized.take(rows), full.take(rows)
@@ -191,9 +214,9 @@ class Learner:
                 first = torch.where(mixed, call.args[0], exact.args[0])
                 inner.seen.clear()
                 output = self.unit.module(first, *call.args[1:], **call.kwargs)
-                loss = squared_error(output, target[rows])
-                for seen, wanted in zip(inner.seen, layer_targets, strict=True):
-                    loss = loss + settings.layer_loss * squared_error(seen, wanted[rows])
+                loss = squared_error(output, target[rows], self.weight)
+                for seen, wanted, weight in zip(inner.seen, layer_targets, self.inner_weights, strict=True):
+                    loss = loss + settings.layer_loss * squared_error(seen, wanted[rows], weight)
                 if settings.rounding_penalty:
                     loss = loss + settings.rounding_penalty * self._penalty(iteration / settings.iterations)
                 if not torch.isfinite(loss):
@@ -246,6 +269,7 @@ def reconstruct(
     settings: Reconstruction,
     restore: Callable[[int], tuple[dict[str, Tensor], UnitResult] | None],
     keep: Callable[[int, dict[str, Tensor], UnitResult], None],
+    cache: Cache,
 ) -> list[UnitResult]:
     """Learn every unit of an initialised ``unet`` in place, from calibration ``batches`` of network inputs.
 
@@ -253,35 +277,43 @@ def reconstruct(
     a run that was killed goes on at the unit where it died, and ends with the same bytes.
     """
     results = []
+    sensitivity = _sensitivity(unet, units, batches, settings) if settings.fisher else {}
+    sizes = [len(inputs[0]) for inputs in batches]
     with intercepted(units):
         full = [PausedPass(unet, inputs) for inputs in batches]
         quantized = [PausedPass(unet, inputs) for inputs in batches]
         for index, unit in enumerate(tqdm(units, desc="reconstruction", unit="unit")):
-            learner = Learner(unit, settings, index)
-            calls = [each.call for each in full]
-            with _Outputs(learner.layers[:-1]) as inner:
-                targets = _run(unit, calls, "float")
+            learner = Learner(unit, settings, index, sensitivity)
+            calls, quantized_calls = ([each.call for each in passes] for passes in (full, quantized))
             found = restore(index)
+            target, layer_targets = _run(unit, calls, "float", cache, learner.inner if found is None else ())
+            targets = target.split(sizes)
             if found is None:
-                quantized_calls = [each.call for each in quantized]
-                before = _error(_run(unit, quantized_calls, "quantized"), targets)
-                per_layer = len(learner.layers) - 1
-                layer_targets = [torch.cat(inner.seen[i::per_layer]) for i in range(per_layer)]
-                curve = learner.learn(Rows(calls), Rows(quantized_calls), torch.cat(targets), layer_targets)
-                outputs = _run(unit, quantized_calls, "quantized")
+                before = _error(_run(unit, quantized_calls, "quantized", cache)[0].split(sizes), targets)
+                curve = learner.learn(Rows(calls, cache), Rows(quantized_calls, cache), target, layer_targets)
+                outputs = _run(unit, quantized_calls, "quantized", cache)[0].split(sizes)
                 if settings.bias_correction:
                     correct_bias(learner.layers, outputs, targets)
-                    outputs = _run(unit, quantized_calls, "quantized")
+                    outputs = _run(unit, quantized_calls, "quantized", cache)[0].split(sizes)
                 result = UnitResult(unit.name, unit.kind, curve, before, _error(outputs, targets))
                 keep(index, unit_state(unit), result)
             else:
                 state, result = found
                 load_unit_state(unit, state)
-                outputs = _run(unit, [each.call for each in quantized], "quantized")
+                outputs = _run(unit, quantized_calls, "quantized", cache)[0].split(sizes)
             results.append(result)
-            for paused, output in zip(full, targets, strict=True):
-                paused.resume(output)
-            for paused, output in zip(quantized, outputs, strict=True):
+            for paused, output in zip((*full, *quantized), (*targets, *outputs), strict=True):
                 paused.resume(output)
     set_mode(unet, "quantized")
     return results
+
+
+def _sensitivity(
+    unet: nn.Module, units: list[Unit], batches: list[tuple[Tensor, ...]], settings: Reconstruction
+) -> dict[str, Tensor]:
+    """The weights of the squared errors of every unit and every layer."""
+    modules = {unit.name: unit.module for unit in units} | simulated_layers(unet)
+    set_mode(unet, "float")
+    found = fisher.sensitivities(unet, modules, batches, settings.seed)
+    set_mode(unet, "quantized")
+    return found

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from edadm.files import atomic_folder, atomic_write, sha256
 from edadm.params import Recipe
 from edadm.quantization import calibration, checkpoint, fbr
+from edadm.quantization.cache import Cache
 from edadm.quantization.layers import SimulatedLayer, SplitShortcut, simulated_layers
 from edadm.quantization.units import find_units, simulate
 
@@ -92,9 +94,17 @@ def _losses_csv(results: list[fbr.UnitResult]) -> str:
 
 
 def quantize(
-    unet: nn.Module, data: dict[str, Tensor], recipe: Recipe, scratch: Path, fingerprint: str
+    unet: nn.Module,
+    data: dict[str, Tensor],
+    recipe: Recipe,
+    scratch: Path,
+    fingerprint: str,
+    cache_bytes: float = math.inf,
 ) -> list[fbr.UnitResult]:
-    """Quantize ``unet`` in place (simulated) on the calibration set ``data``; returns how each unit's learning went."""
+    """Quantize ``unet`` in place (simulated) on the calibration set ``data``; returns how each unit's learning went.
+
+    Of the tables that learning works on, those beyond ``cache_bytes`` are files in ``scratch``.
+    """
     batches = list(zip(data["x"].split(BATCH), data["t"].split(BATCH), strict=True))
     example = tuple(value[:1] for value in batches[0])
     simulate(unet, example, recipe)
@@ -103,14 +113,23 @@ def quantize(
     if recipe.reconstruction.method == "none":
         return []
     done = UnitCheckpoints(scratch, fingerprint)
-    return fbr.reconstruct(unet, units, batches, recipe.reconstruction, done.restore, done.keep)
+    cache = Cache(scratch / "tables", cache_bytes)
+    return fbr.reconstruct(unet, units, batches, recipe.reconstruction, done.restore, done.keep, cache)
 
 
-def run(unet: nn.Module, weights: Path, calibration_file: Path, recipe: Recipe, scratch: Path, out: Path) -> None:
+def run(
+    unet: nn.Module,
+    weights: Path,
+    calibration_file: Path,
+    recipe: Recipe,
+    scratch: Path,
+    out: Path,
+    cache_bytes: float = math.inf,
+) -> None:
     """Write the quantized checkpoint of ``unet`` (whose float weights are the file ``weights``) to ``out``.
 
     A float recipe (32 bits) writes the float weights in the same layout. Finished units are kept in ``scratch`` until
-    the checkpoint is written, so a killed run resumes there.
+    the checkpoint is written, so a killed run resumes there; see ``quantize`` for ``cache_bytes``.
     """
     config = checkpoint.unet_config(unet)
     if recipe.weights == 32:
@@ -121,7 +140,7 @@ def run(unet: nn.Module, weights: Path, calibration_file: Path, recipe: Recipe, 
     described = json.dumps(asdict(recipe), sort_keys=True)
     parts = (sha256(weights), sha256(calibration_file), described, torch.__version__)
     fingerprint = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    results = quantize(unet, calibration.read(calibration_file), recipe, scratch, fingerprint)
+    results = quantize(unet, calibration.read(calibration_file), recipe, scratch, fingerprint, cache_bytes)
     layers, floats = integer_layers(unet)
     with atomic_folder(out) as folder:
         checkpoint.save(folder, config, layers, floats, asdict(recipe))

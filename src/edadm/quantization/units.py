@@ -103,7 +103,7 @@ def simulate(unet: nn.Module, inputs: tuple, recipe: Recipe) -> nn.Module:
             _replace(unet, name, SplitShortcut(layer, splits[name], bits, recipe.activations))
         else:
             _replace(unet, name, SimulatedLayer(layer, bits, recipe.activations))
-    return unet.eval()
+    return unet.requires_grad_(False).eval()
 
 
 @torch.no_grad()
