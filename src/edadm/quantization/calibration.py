@@ -94,6 +94,11 @@ def collect(
     return {"x": torch.stack(latents), "t": torch.tensor(steps)[drawn]}, allocation, steps
 
 
+def inputs(data: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    """The network's arguments in a set: (x, t), or (x, t, context)."""
+    return tuple(data[key] for key in ("x", "t", "context") if key in data)
+
+
 def write(
     out: Path,
     data: dict[str, Tensor],
@@ -129,6 +134,7 @@ def read(path: Path) -> dict[str, Tensor]:
         data = load_file(path)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: not a readable calibration set ({error})") from error
-    if set(data) != {"x", "t"} or len(data["x"]) != len(data["t"]):
-        raise InputError(f"{path}: a calibration set has x and t of one length, this file has {sorted(data)}")
+    if set(data) - {"context"} != {"x", "t"} or len({len(value) for value in data.values()}) > 1:
+        shapes = {name: tuple(value.shape) for name, value in sorted(data.items())}
+        raise InputError(f"{path}: a calibration set has x, t and perhaps context of one length, this has {shapes}")
     return data

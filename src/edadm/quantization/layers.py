@@ -22,7 +22,7 @@ class Observed:
 
 
 class SimulatedLayer(nn.Module):
-    """Simulates ``y = s_x s_w (sum (q_x - z_x) q_w) + b`` in float32 for one Conv2d, Conv1d or Linear.
+    """Simulates ``y = s_x s_w (sum (q_x - z_x) q_w) + b`` in float32 for one Conv2d or Linear.
 
     ``mode`` says what forward does: ``float`` (the original layer), ``range`` and ``histogram`` (the original layer,
     looking at its input) or ``quantized``; only the last takes b from ``bias``, which may have been corrected.

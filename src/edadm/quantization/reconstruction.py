@@ -105,7 +105,7 @@ def quantize(
 
     Of the tables that learning works on, those beyond ``cache_bytes`` are files in ``scratch``.
     """
-    batches = list(zip(data["x"].split(BATCH), data["t"].split(BATCH), strict=True))
+    batches = list(zip(*(value.split(BATCH) for value in calibration.inputs(data)), strict=True))
     example = tuple(value[:1] for value in batches[0])
     simulate(unet, example, recipe)
     units = find_units(unet, example)

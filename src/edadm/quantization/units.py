@@ -17,8 +17,7 @@ from edadm.params import Recipe
 from edadm.quantization.layers import SimulatedLayer, SplitShortcut, simulated_layers
 
 BLOCKS = (ResnetBlock2D, Attention, BasicTransformerBlock)
-LAYERS = (nn.Conv2d, nn.Conv1d, nn.Linear)
-UNSUPPORTED = (nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Bilinear, nn.RNNBase)
+LAYERS = (nn.Conv2d, nn.Linear)
 
 
 @dataclass(frozen=True)
@@ -81,6 +80,21 @@ def _replace(root: nn.Module, name: str, module: nn.Module) -> None:
     root.get_submodule(parent).register_module(last, module)
 
 
+def _problem(module: nn.Module) -> str | None:
+    """What keeps a module from taking part in a quantized network, or None."""
+    if isinstance(module, LAYERS):
+        if not torch.isfinite(module.weight).all():
+            return "its weights hold NaN or infinity"
+        if isinstance(module, nn.Conv2d) and (module.padding_mode != "zeros" or isinstance(module.padding, str)):
+            return f"convolutions with padding {module.padding!r} of mode {module.padding_mode!r} cannot be quantized"
+        return None
+    # a weight matrix that would stay in float, whatever the kind of layer; embeddings are looked up, not multiplied
+    own = module._parameters.values()
+    if not isinstance(module, nn.Embedding) and any(value is not None and value.dim() > 1 for value in own):
+        return f"{type(module).__name__} layers cannot be quantized"
+    return None
+
+
 def simulate(unet: nn.Module, inputs: tuple, recipe: Recipe) -> nn.Module:
     """Replace, in place, every convolution and linear layer of ``unet`` by its simulation.
 
@@ -88,10 +102,9 @@ def simulate(unet: nn.Module, inputs: tuple, recipe: Recipe) -> nn.Module:
     InputError naming the layer when there is one that has no integer form here, or has weights that are not finite.
     """
     for name, module in unet.named_modules():
-        if isinstance(module, UNSUPPORTED):
-            raise InputError(f"{name}: {type(module).__name__} layers cannot be quantized")
-        if isinstance(module, LAYERS) and not torch.isfinite(module.weight).all():
-            raise InputError(f"{name}: its weights hold NaN or infinity")
+        problem = _problem(module)
+        if problem:
+            raise InputError(f"{name}: {problem}")
     named = {name: module for name, module in unet.named_modules() if isinstance(module, LAYERS)}
     missing = [name for name in recipe.eight_bit if name not in named]
     if missing:
@@ -131,6 +144,9 @@ def find_units(unet: nn.Module, inputs: tuple) -> list[Unit]:
     unet(*inputs)
     for hook in hooks:
         hook.remove()
+    repeated = next((name for name in order if order.count(name) > 1), None)
+    if repeated:
+        raise InputError(f"{repeated}: the layer runs more than once in a forward pass; that cannot be calibrated")
     idle = set(layers) - set(order)
     if idle:
         raise InputError(f"{sorted(idle)[0]}: the layer takes no part in a forward pass; it cannot be calibrated")
