@@ -25,6 +25,8 @@ for name, path in sorted(options.items()):
     if name not in ("out", "scratch", "results"):
         files = sorted(path.rglob("*")) if path.is_dir() else [path]
         read += [file.read_bytes() for file in files if file.is_file()] or [str(path).encode()]
+if command == "ablation":
+    read += [path.read_bytes() for path in sorted(Path("results/index-ablation").glob("*/*/*"))]
 if command in ("tables", "report", "latency"):
     gathered = "*/engine-cpu/*" if command == "latency" else "*/*/*"
     read += [path.read_bytes() for path in sorted(Path("results/index").glob(gathered))]
@@ -49,7 +51,7 @@ if command == "calibrate":
     out.with_suffix(".json").write_text(json.dumps({"counts": content}))
 elif command in ("metrics", "latency", "verify"):
     out.write_text(json.dumps({"fid": int(content[:6], 16)}) + "\n")
-elif command in ("reference", "report"):
+elif command in ("reference", "report", "ablation"):
     out.write_text(content)
 else:
     folder = options["scratch"] if "shard" in options else out

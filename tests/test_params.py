@@ -1,6 +1,7 @@
 """params.yaml: what stands in it is right, and whatever is wrong with it is one line."""
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def problem(file: Path, key: str, value: object) -> str:
     """The message about the real file with ``value`` put at ``key``."""
-    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    content = json.loads(json.dumps(REAL))  # a copy in which recipes that share lines in the file share no more
     *folders, last = key.split(".")
     place = content
     for folder in folders:
@@ -105,6 +106,15 @@ def test_unknown_names(accessor: str) -> None:
         ("pipeline.systems", ["nope"], ["'nope'", "fashion-ddim"]),
         ("pipeline.devices", ["tpu"], ["'tpu'", "cpu"]),
         ("pipeline.calibrators", [], ["tdac"]),
+        ("ablation.system", "nope", ["'nope'", "fashion-ddim"]),
+        ("ablation.seeds", [1, 5], ["1 and 5", "10000 apart"]),
+        ("ablation.calibrators", ["tdac"], ["tdac", "pipeline.calibrators"]),
+        ("ablation.variants.nope", "tdac", ["'nope'", "w4a8-tdac"]),
+        ("ablation.variants.w4a8", "tdac", ["w4a8", "among the runs"]),
+        ("ablation.variants.w4a4", "best", ["'best'", "uniform"]),
+        ("ablation.rows", ["fp32"], ["not in ablation.rows"]),
+        ("ablation.rows", [*REAL["ablation"]["rows"], "w2a2"], ["'w2a2'", "neither a run"]),
+        ("ablation.rows", REAL["ablation"]["rows"][1:], ["fp32 is missing"]),
         ("runs", {}, ["empty"]),
         (f"{RUN}.system", "nope", ["'nope'", "fashion-ddim"]),
         (f"{RUN}.variant", "nope", ["'nope'", "w8a8"]),

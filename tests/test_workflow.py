@@ -16,7 +16,18 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
-FILES = ("Snakefile", "dvc.yaml", "full", "training", "workflow", "profiles", "env.yaml", ".gitignore", ".dvcignore")
+FILES = (
+    "Snakefile",
+    "dvc.yaml",
+    "full",
+    "ablation",
+    "training",
+    "workflow",
+    "profiles",
+    "env.yaml",
+    ".gitignore",
+    ".dvcignore",
+)
 SYSTEM = "fashion-ddim"
 RUNS = (f"{SYSTEM}-fp32", f"{SYSTEM}-w4a8")
 PER_RUN = ("reconstruction", "deployment", "verification", "samples", "metrics")
@@ -87,9 +98,9 @@ def source_dependencies() -> set[str]:
 
 
 def families() -> dict[str, dict]:
-    """Each stage family of the three DVC files, as written there."""
+    """Each stage family of the four DVC files, as written there."""
     found = {}
-    for path in (ROOT / "dvc.yaml", ROOT / "full" / "dvc.yaml", ROOT / "training" / "dvc.yaml"):
+    for path in (ROOT / folder / "dvc.yaml" for folder in ("", "full", "ablation", "training")):
         for name, stage in yaml.safe_load(path.read_text())["stages"].items():
             found[name] = stage.get("do", stage)
     return found
@@ -124,6 +135,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory, bin_folder: Path) -> Work
     params["systems"] = {SYSTEM: params["systems"][SYSTEM]}
     params["pipeline"] = {"systems": [SYSTEM], "calibrators": ["tdac"], "devices": ["cpu"]}
     params["systems"][SYSTEM]["sampling"] |= {"shard": 2, "images": {"demo": 3, "full": 4}}
+    params["ablation"] |= {"seeds": [100, 200], "calibrators": ["uniform"], "variants": {"w4a8-fbr": "uniform"}}
+    params["ablation"]["rows"] = ["fp32", "w4a8", "w4a8-fbr"]
     params["variants"]["w4a8"]["reconstruction"]["iterations"] = 400
     params["engine"]["threads"] = 1
     (space.folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
@@ -285,6 +298,28 @@ def test_full_protocol_is_a_target_of_its_own(space: Workspace) -> None:
     assert "up to date" in space.call("dvc", "repro", "full/dvc.yaml").stdout
 
 
+def test_ablation_is_a_target_of_its_own(space: Workspace) -> None:
+    quantized = {f"{family}-ablation@w4a8-fbr" for family in ("reconstruction", "deployment")}
+    measured = {
+        f"{family}-ablation@{row}-{seed}"
+        for family in ("samples", "metrics")
+        for row in ("fp32", "w4a8", "w4a8-fbr")
+        for seed in (100, 200)
+    }
+    stages = quantized | measured | {"calibration-ablation@uniform", "ablation"}
+    assert space.announced("ablation") == stages
+    space.snakemake("ablation")
+    assert set(space.ran()) == stages
+    assert "up to date" in space.call("dvc", "repro", "ablation/dvc.yaml").stdout
+    assert "Nothing to be done" in space.snakemake("-n", "ablation").stdout
+    # a seed taken away goes from the table, and nothing else runs
+    space.edit("params.yaml", "- 100\n  - 200\n", "- 100\n")
+    space.call("dvc", "repro", "ablation/dvc.yaml")
+    assert space.ran() == ["ablation"]
+    left = sorted(path.name for path in (space.folder / f"results/index-ablation/{SYSTEM}/metrics").iterdir())
+    assert left == ["fp32-100", "w4a8-100", "w4a8-fbr-100"]
+
+
 def test_wrong_params_are_one_line(space: Workspace) -> None:
     space.edit("params.yaml", "weights: 4", "weights: 9")
     stamps = set((space.folder / ".stamps").iterdir())
@@ -357,7 +392,7 @@ def test_stages_depend_on_the_sources_that_their_commands_import() -> None:
     tree = ast.parse((SOURCE / "cli.py").read_text())
     functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
     for family, stage in families().items():
-        name = family.removesuffix("-full")
+        name = family.removesuffix("-full").removesuffix("-ablation")
         read: set[Path] = set()
         for node in ast.walk(functions[COMMANDS.get(name, name)]):
             for path in imported(node):

@@ -3,8 +3,8 @@
 index.py FILE PATH...   write the SHA-256 of each PATH, or of each file in it, to FILE
 index.py                remove the files of runs, calibrators and devices that params.yaml no longer lists
 
-FILE is results/index/SYSTEM/KIND/NAME. The second form keeps the folder the same in a clone, where a removed run
-never was, and here.
+FILE is results/index/SYSTEM/KIND/NAME, or in index-full or index-ablation instead of index. The second form keeps the
+folder the same in a clone, where a removed run never was, and here.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ from pathlib import Path
 import yaml
 
 FOLDERS = ("results/index", "results/index-full")
+ABLATION = "results/index-ablation"
 
 
 def write(out: Path, paths: list[Path]) -> None:
@@ -31,6 +32,11 @@ def prune(root: Path = Path()) -> None:
     """Remove the index files that belong to nothing in ``root``/params.yaml."""
     params = yaml.safe_load((root / "params.yaml").read_text())
     listed = {"calibration": params["pipeline"]["calibrators"], "latency": params["pipeline"]["devices"]}
+    ablation = params["ablation"]
+    rows = {f"{row}-{seed}" for row in ablation["rows"] for seed in ablation["seeds"]}
+    for path in (root / ABLATION).glob("*/*/*"):
+        if path.parts[-3] != ablation["system"] or path.name not in rows:
+            path.unlink(missing_ok=True)
     for folder in FOLDERS:
         for path in (root / folder).glob("*/*/*"):
             system, kind, name = path.parts[-3:]

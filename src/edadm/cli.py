@@ -20,6 +20,7 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 DEVICE = click.Choice(["cpu"])
 PROTOCOL = click.Choice(["demo", "full"])
+SEED = click.IntRange(0)
 
 
 def _die_with_dvc() -> None:
@@ -162,6 +163,7 @@ def verify(
 @click.option("--engine", type=FOLDER, required=True)
 @click.option("--checkpoint", "folder", type=FOLDER, required=True, help="For its scheduler.")
 @click.option("--protocol", type=PROTOCOL, default="demo", show_default=True, help="How many images: see params.yaml.")
+@click.option("--seed", type=SEED, help="Seed of the first image, instead of sampling.seed of params.yaml.")
 @click.option("--scratch", type=FOLDER, required=True, help="Finished shards are kept here until all are there.")
 @click.option("--out", type=FOLDER, required=True)
 @click.option("--shard", help="I/N: make only shard I of N (from 0), and leave it in the scratch folder.")
@@ -172,18 +174,20 @@ def sample(
     engine: Path,
     folder: Path,
     protocol: str,
+    seed: int | None,
     scratch: Path,
     out: Path,
     shard: str | None,
 ) -> None:
     """Draw a SYSTEM's images with an engine, in shards; a killed run keeps its finished shards."""
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from edadm import engines
     from edadm.evaluation import sampling
     from edadm.systems.system import load_diffusion
 
     settings = params.system(system)
+    sampling_params = settings.sampling if seed is None else replace(settings.sampling, seed=seed)
     only = None
     if shard is not None:
         index, _, count = shard.partition("/")
@@ -195,10 +199,10 @@ def sample(
         lambda: engines.load(engine, settings.sampling.batch, params.engine.body, params.engine.threads),
         load_diffusion(folder),
         settings.sampler,
-        settings.sampling,
+        sampling_params,
         engines.input_shape(engine),
         settings.sampling.images[protocol],
-        sampling.fingerprint(engine, settings.sampler, settings.sampling, asdict(params.engine)),
+        sampling.fingerprint(engine, settings.sampler, sampling_params, asdict(params.engine)),
         scratch,
         out,
         only,
@@ -223,6 +227,7 @@ def reference(params: parameters.Params, system: str, out: Path) -> None:
 @click.option("--fp32", type=FOLDER, required=True, help="The full-precision samples of the same seeds.")
 @click.option("--reference", "reference_file", type=FILE, required=True)
 @click.option("--protocol", type=PROTOCOL, default="demo", show_default=True)
+@click.option("--seed", type=SEED, help="Seed of the first image, instead of sampling.seed of params.yaml.")
 @click.option("--out", type=FILE, required=True)
 @_with_params
 def metrics(
@@ -233,13 +238,14 @@ def metrics(
     fp32: Path,
     reference_file: Path,
     protocol: str,
+    seed: int | None,
     out: Path,
 ) -> None:
     """Measure the quality of a VARIANT's samples: FID, sFID, IS, KID, precision and recall, distance to fp32."""
     from edadm.evaluation.metrics import measure
 
     settings = params.system(system)
-    start = settings.sampling.seed
+    start = settings.sampling.seed if seed is None else seed
     measured = measure(
         samples,
         fp32,
@@ -285,6 +291,17 @@ def tables(params: parameters.Params, results: Path, protocol: str, out: Path) -
 @click.option("--results", type=FOLDER, default="results", show_default=True)
 @click.option("--out", type=FILE, required=True)
 @_with_params
+def ablation(params: parameters.Params, results: Path, out: Path) -> None:
+    """Gather the comparison of recipes into a CSV table: means over the sampling seeds."""
+    from edadm.report import ablation as writer
+
+    writer.write(params, results, out)
+
+
+@cli.command()
+@click.option("--results", type=FOLDER, default="results", show_default=True)
+@click.option("--out", type=FILE, required=True)
+@_with_params
 def report(params: parameters.Params, results: Path, out: Path) -> None:
     """Write the page with galleries, tables and plots: one file, readable without a network."""
     from edadm.report import page
@@ -307,6 +324,24 @@ def train(params: parameters.Params, model: str, data: Path | None, out: Path) -
         classifier.train(out, folder, params.metrics, **params.train[model])
     else:
         diffusion.train(out, folder, **params.train[model])
+
+
+@cli.group()
+def recipe() -> None:
+    """Look at the recipes of params.yaml."""
+
+
+@recipe.command()
+@click.argument("one", metavar="A")
+@click.argument("other", metavar="B")
+@_with_params
+def diff(params: parameters.Params, one: str, other: str) -> None:
+    """Print the fields in which the variants A and B differ."""
+    from edadm.recipes import differences
+
+    for name, first, second in differences(params, one, other):
+        shown = [", ".join(map(str, value)) if isinstance(value, tuple) else value for value in (first, second)]
+        click.echo(f"{name}: {shown[0]} -> {shown[1]}")
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import FrozenInstanceError, dataclass, field, fields, is_dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -185,6 +186,17 @@ class Recipe(_Settings):
 
 
 @dataclass
+class AblationParams(_Settings):
+    """The comparison of recipes on one system."""
+
+    system: str = omegaconf.MISSING
+    seeds: list[int] = at_least(0)
+    calibrators: list[str] = some_of(*CALIBRATORS)
+    variants: dict[str, str] = omegaconf.MISSING
+    rows: list[str] = omegaconf.MISSING
+
+
+@dataclass
 class EngineParams(_Settings):
     """How the integer engine computes."""
 
@@ -224,6 +236,7 @@ class Params(_Settings):
     runs: dict[str, Run] = omegaconf.MISSING
     systems: dict[str, SystemParams] = omegaconf.MISSING
     variants: dict[str, Recipe] = omegaconf.MISSING
+    ablation: AblationParams = omegaconf.MISSING
     engine: EngineParams = omegaconf.MISSING
     metrics: MetricsParams = omegaconf.MISSING
     latency: LatencyParams = omegaconf.MISSING
@@ -346,8 +359,42 @@ def _disagreements(params: Params) -> Iterator[str]:
             yield f"runs.{key}: a run is named SYSTEM-VARIANT; allowed: {run.system}-{run.variant}"
         elif f"{run.system}-fp32" not in params.runs:
             yield f"runs.{key}: is measured against {run.system}-fp32, which is not among the runs; add it"
+    yield from _ablation_disagreements(params)
     if "fp32" in params.variants and params.variants["fp32"].weights != 32:
         yield f"variants.fp32.weights: {params.variants['fp32'].weights} is not allowed; allowed: 32, as its name says"
+
+
+def _ablation_disagreements(params: Params) -> Iterator[str]:
+    """Where the ablation does not fit the rest of the file."""
+    ablation, runs = (
+        params.ablation,
+        {run.variant for run in params.runs.values() if run.system == params.ablation.system},
+    )
+    if ablation.system not in params.pipeline.systems:
+        yield f"ablation.system: unknown system {ablation.system!r}; allowed: {', '.join(params.pipeline.systems)}"
+        return
+    images = params.systems[ablation.system].sampling.images.get("full", 1)
+    for one, other in pairwise(sorted(ablation.seeds)):
+        if other - one < images:
+            yield f"ablation.seeds: {one} and {other} share images; allowed: at least {images} apart (images.full)"
+    twice = set(ablation.calibrators) & set(params.pipeline.calibrators)
+    if twice:
+        yield f"ablation.calibrators: {min(twice)} is in pipeline.calibrators too; allowed: those that are not"
+    for name, calibrator in ablation.variants.items():
+        known = (*params.pipeline.calibrators, *ablation.calibrators)
+        if name not in params.variants:
+            yield f"ablation.variants: unknown variant {name!r}; allowed: {', '.join(params.variants)}"
+        elif name in runs:
+            yield f"ablation.variants.{name}: is among the runs too, which quantize it; allowed: in one of the two"
+        elif calibrator not in known:
+            yield f"ablation.variants.{name}: {calibrator!r} is not allowed; allowed: {', '.join(known)}"
+        elif name not in ablation.rows:
+            yield f"ablation.variants.{name}: is not in ablation.rows; add it there"
+    for name in ablation.rows:
+        if name not in {*runs, *ablation.variants}:
+            yield f"ablation.rows: {name!r} is neither a run of {ablation.system} nor in ablation.variants"
+    if "fp32" not in ablation.rows:
+        yield "ablation.rows: fp32 is missing; the others are measured against it"
 
 
 def load(path: Path | str = "params.yaml") -> Params:

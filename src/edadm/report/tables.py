@@ -123,7 +123,8 @@ def _cell(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _csv(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> str:
+def as_csv(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> str:
+    """The ``columns`` of the rows as the text of a CSV file, None as nothing."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
@@ -141,13 +142,13 @@ def write(params: Any, results: Path, out: Path, protocol: str = "demo") -> None
         raise InputError(f"protocol: {protocol!r} is not one of {', '.join(METRICS_FILE)}")
     results, out = Path(results), Path(out)
     if protocol == "full":
-        files = {"quality-full.csv": _csv(QUALITY, quality(params, results, protocol))}
+        files = {"quality-full.csv": as_csv(QUALITY, quality(params, results, protocol))}
     else:
         files = {
-            "quality.csv": _csv(QUALITY, quality(params, results)),
-            "size.csv": _csv(SIZE, size(params, results)),
-            "exactness.csv": _csv(EXACTNESS, exactness(params, results)),
-            "latency.csv": _csv(LATENCY, latency(params, results)),
+            "quality.csv": as_csv(QUALITY, quality(params, results)),
+            "size.csv": as_csv(SIZE, size(params, results)),
+            "exactness.csv": as_csv(EXACTNESS, exactness(params, results)),
+            "latency.csv": as_csv(LATENCY, latency(params, results)),
         }
     for name, content in files.items():
         atomic_write(out / name, content)
