@@ -5,8 +5,10 @@ import pickle
 import numpy as np
 import pytest
 from evaluation_helpers import SEED, N, bars, write_samples
+from PIL import Image
 
 from edadm.errors import InputError
+from edadm.evaluation import grid
 from edadm.evaluation.samples import batches, is_shard, open_folder, read_shard, write_shard
 
 SEEDS = range(SEED, SEED + N)
@@ -189,3 +191,16 @@ def test_mixed_fingerprints_and_shapes(folder):
 def test_empty_or_absent_folder(tmp_path):
     refused(tmp_path, "no shard-")
     refused(tmp_path / "absent", "no shard-")
+
+
+def test_a_grid_holds_the_images_row_by_row(folder, tmp_path):
+    grid.write(folder, 3, 4, tmp_path / "grid.png")
+    picture = np.asarray(Image.open(tmp_path / "grid.png"))
+    assert picture.shape == (3 * 32, 4 * 32)
+    for index, image in enumerate(bars(N)[:12]):
+        row, column = divmod(index, 4)
+        tile = picture[32 * row : 32 * row + 32, 32 * column : 32 * column + 32]
+        np.testing.assert_array_equal(tile, image[..., 0])
+    with pytest.raises(InputError, match="too few for 9 rows of 9"):
+        grid.write(folder, 9, 9, tmp_path / "large.png")
+    assert not (tmp_path / "large.png").exists()

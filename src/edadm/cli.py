@@ -210,6 +210,18 @@ def sample(
 
 
 @cli.command()
+@click.option("--samples", "folder", type=FOLDER, required=True)
+@click.option("--rows", type=click.IntRange(1), default=8, show_default=True)
+@click.option("--columns", type=click.IntRange(1), default=16, show_default=True)
+@click.option("--out", type=FILE, required=True, help="A PNG file.")
+def grid(folder: Path, rows: int, columns: int, out: Path) -> None:
+    """Lay the first images of a samples folder out in one picture."""
+    from edadm.evaluation.grid import write
+
+    write(folder, rows, columns, out)
+
+
+@cli.command()
 @click.argument("system")
 @click.option("--out", type=FILE, required=True)
 @_with_params

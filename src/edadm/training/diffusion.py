@@ -1,6 +1,5 @@
 """Train an embedded diffusion model on Fashion-MNIST (DDPM loss, EMA weights, cosine learning rate)."""
 
-import csv
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from tqdm import tqdm
 
 from edadm.evaluation.garment_classifier import to_float
 from edadm.systems import fashion_mnist
+from edadm.training import curve
 
 
 def stratified_timesteps(count: int, steps: int, generator: torch.Generator) -> Tensor:
@@ -86,16 +86,6 @@ def train_cycle(
     return losses
 
 
-def write_curve(path: Path, losses: list[float], batch: int) -> None:
-    """Write the mean loss of every 100 steps as CSV (images seen, loss)."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["images", "loss"])
-        for start in range(0, len(losses), 100):
-            part = losses[start : start + 100]
-            writer.writerow([(start + len(part)) * batch, f"{sum(part) / len(part):.6f}"])
-
-
 def train(
     out: Path,
     folder: Path,
@@ -107,7 +97,7 @@ def train(
     ema_decay: float,
     seed: int,
 ) -> None:
-    """Train and write ``unet/`` (EMA weights), ``scheduler/`` and ``training.csv`` to ``out``.
+    """Train and write ``unet/`` (EMA weights), ``scheduler/`` and the loss curve to ``out``.
 
     ``unet`` and ``scheduler`` are the keyword arguments of UNet2DModel and DDIMScheduler. ``cycles`` are the images
     seen in each cycle of warm restarts (Loshchilov & Hutter 2017); a cycle starts from the average of the one before.
@@ -123,4 +113,4 @@ def train(
         losses += train_cycle(model, noising, images, seen // batch, **settings, name=name)
     model.eval().save_pretrained(out / "unet", safe_serialization=True)
     noising.save_pretrained(out / "scheduler")
-    write_curve(out / "training.csv", losses, batch)
+    curve.write(out, losses, batch)
