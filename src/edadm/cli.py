@@ -322,20 +322,21 @@ def report(params: parameters.Params, results: Path, out: Path) -> None:
 
 
 @cli.command()
-@click.argument("model", type=click.Choice(["garment-classifier", "fashion-ddim"]))
+@click.argument("model", type=click.Choice(["garment-classifier", "fashion-ddim", "fashion-ldm"]))
 @click.option("--data", type=FOLDER, default=None, help="The four IDX files of Fashion-MNIST.")
 @click.option("--out", type=FOLDER, required=True)
 @_with_params
 def train(params: parameters.Params, model: str, data: Path | None, out: Path) -> None:
     """Train an embedded model from scratch (those under assets/ were made this way)."""
     from edadm.systems import fashion_mnist
-    from edadm.training import classifier, diffusion
+    from edadm.training import classifier, diffusion, latent
 
     folder = data or fashion_mnist.DEFAULT_FOLDER
     if model == "garment-classifier":
         classifier.train(out, folder, params.metrics, **params.train[model])
     else:
-        diffusion.train(out, folder, **params.train[model])
+        trainer = {"fashion-ddim": diffusion, "fashion-ldm": latent}[model]
+        trainer.train(out, folder, **params.train[model])
 
 
 @cli.group()

@@ -3,15 +3,17 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from edadm.evaluation.garment_classifier import to_float
 from edadm.systems import fashion_mnist
+from edadm.systems.class_embedder import ClassEmbedder
 from edadm.training import curve
 
 
@@ -40,38 +42,71 @@ def cosine_with_warm_up(steps: int) -> Callable[[int], float]:
     return factor
 
 
+class Denoiser(nn.Module):
+    """What is trained together: a U-Net and, for a class-conditional one, the embedder of its labels."""
+
+    def __init__(self, unet: nn.Module, embedder: ClassEmbedder | None = None) -> None:
+        super().__init__()
+        self.unet, self.embedder = unet, embedder
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        """Take x (n, c, h, w) at timesteps (n,), of classes (n,) or None, to what the U-Net predicts."""
+        context = () if labels is None else (self.embedder(labels),)
+        return self.unet(x, t, *context).sample
+
+
+class RowOrder:
+    """Row numbers of a data set in random order, epoch after epoch."""
+
+    def __init__(self, count: int, generator: torch.Generator) -> None:
+        self.count, self.generator = count, generator
+        self.left = torch.empty(0, dtype=torch.int64)
+
+    def take(self, batch: int) -> Tensor:
+        """The next ``batch`` rows; the end of an epoch that is shorter is left out."""
+        if len(self.left) < batch:
+            self.left = torch.randperm(self.count, generator=self.generator)
+        picked, self.left = self.left[:batch], self.left[batch:]
+        return picked
+
+
 def train_cycle(
-    model: UNet2DModel,
+    model: Denoiser,
     noising: DDIMScheduler,
-    images: Tensor,
+    data: Tensor,
     steps: int,
     batch: int,
     learning_rate: float,
     ema_decay: float,
     seed: int,
     name: str,
+    labels: Tensor | None = None,
+    label_drop: float = 0.0,
 ) -> list[float]:
     """Train ``model`` for ``steps`` and leave the EMA weights in it; return each step's loss.
 
-    ``images`` is uint8 (n, c, h, w). Optimizer, average and learning rate start anew.
+    ``data`` is float32 (n, c, h, w), pixels or latents; ``labels`` int64 (n,), of which a share of ``label_drop`` is
+    replaced by the null label, for guidance. Optimizer, average and learning rate start anew.
     """
     generator = torch.Generator().manual_seed(seed)
     average = EMAModel(model.parameters(), decay=ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine_with_warm_up(steps))
-    order = torch.empty(0, dtype=torch.int64)
+    order = RowOrder(len(data), generator)
     losses = []
     progress = tqdm(range(steps), desc=name, unit="step", smoothing=0.02)
     for _ in progress:
-        if len(order) < batch:
-            order = torch.randperm(len(images), generator=generator)
-        picked, order = order[:batch], order[batch:]
-        clean = to_float(images[picked])
+        picked = order.take(batch)
+        clean = data[picked]
         noise = torch.randn(clean.shape, generator=generator)
         timesteps = stratified_timesteps(batch, noising.config.num_train_timesteps, generator)
         noisy = noising.add_noise(clean, noise, timesteps)
+        shown = None
+        if labels is not None:
+            dropped = torch.rand(batch, generator=generator) < label_drop
+            shown = torch.where(dropped, model.embedder.null, labels[picked])
         with torch.autocast("cpu", torch.bfloat16):
-            predicted = model(noisy, timesteps).sample
+            predicted = model(noisy, timesteps, shown)
         loss = (predicted.float() - target(noising, clean, noise, timesteps)).square().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -83,6 +118,27 @@ def train_cycle(
         if len(losses) % 100 == 0:
             progress.set_postfix(loss=f"{sum(losses[-100:]) / 100:.4f}")
     average.copy_to(model.parameters())
+    return losses
+
+
+def train_cycles(
+    model: Denoiser,
+    noising: DDIMScheduler,
+    data: Tensor,
+    cycles: list[int],
+    batch: int,
+    seed: int,
+    name: str,
+    **rest: Any,
+) -> list[float]:
+    """Warm restarts (Loshchilov & Hutter 2017): a cycle sees ``cycles[i]`` rows and starts from the last one's average.
+
+    ``rest`` goes to ``train_cycle``; returns the losses of all cycles.
+    """
+    losses = []
+    for index, seen in enumerate(cycles):
+        title = f"train {name}, cycle {index + 1} of {len(cycles)}"
+        losses += train_cycle(model, noising, data, seen // batch, batch, seed=seed + index, name=title, **rest)
     return losses
 
 
@@ -100,17 +156,14 @@ def train(
     """Train and write ``unet/`` (EMA weights), ``scheduler/`` and the loss curve to ``out``.
 
     ``unet`` and ``scheduler`` are the keyword arguments of UNet2DModel and DDIMScheduler. ``cycles`` are the images
-    seen in each cycle of warm restarts (Loshchilov & Hutter 2017); a cycle starts from the average of the one before.
+    seen in each cycle.
     """
     torch.manual_seed(seed)
-    images = torch.from_numpy(fashion_mnist.load("train", folder)[0].copy()).permute(0, 3, 1, 2)
+    images = to_float(torch.from_numpy(fashion_mnist.load("train", folder)[0].copy()).permute(0, 3, 1, 2))
     model = UNet2DModel(sample_size=fashion_mnist.SIDE, in_channels=1, out_channels=1, **unet)
     noising = DDIMScheduler(**scheduler)
-    losses = []
-    for index, seen in enumerate(cycles):
-        name = f"train {out.name}, cycle {index + 1} of {len(cycles)}"
-        settings = {"batch": batch, "learning_rate": learning_rate, "ema_decay": ema_decay, "seed": seed + index}
-        losses += train_cycle(model, noising, images, seen // batch, **settings, name=name)
+    settings = {"batch": batch, "learning_rate": learning_rate, "ema_decay": ema_decay, "seed": seed}
+    losses = train_cycles(Denoiser(model), noising, images, cycles, name=out.name, **settings)
     model.eval().save_pretrained(out / "unet", safe_serialization=True)
     noising.save_pretrained(out / "scheduler")
     curve.write(out, losses, batch)
