@@ -17,6 +17,7 @@ from edadm.errors import InputError
 from edadm.evaluation import metrics, reference
 from edadm.evaluation.extractor import create
 from edadm.evaluation.features import Moments, Statistics, extract, in_batches
+from edadm.evaluation.samples import write_shard
 from edadm.params import MetricsParams, ReferenceParams
 
 NAME = "garment-classifier"
@@ -147,6 +148,18 @@ def test_class_numbers(root):
     assert found["class_shares"] == pytest.approx([share(logits.argmax(1) == c) for c in range(10)], rel=1e-5)
     assert sum(found["class_shares"]) == pytest.approx(1, abs=1e-4)
     assert 0 < found["confident_share"] < 1
+
+
+def test_class_accuracy_is_of_the_labels(root, tmp_path):
+    classes = extract(create(NAME, root / "weights"), in_batches(bars(N))).logits.argmax(1).numpy()
+    asked = np.where(np.arange(N) < 45, classes, (classes + 1) % 10)
+    assert len(set(classes)) > 1
+    for index, start in enumerate(range(0, N, 20)):
+        part = slice(start, start + 20)
+        seeds = np.arange(SEED, SEED + N)[part]
+        write_shard(tmp_path / f"shard-{index}.npz", bars(N)[part], seeds, "mark", asked[part])
+    assert measure(root, tmp_path)["class_accuracy"] == pytest.approx(45 / N)
+    assert "class_accuracy" not in measure(root)
 
 
 def test_content_of_the_file(root):

@@ -65,6 +65,22 @@ def test_equal_content_gives_equal_bytes(tmp_path):
     assert (tmp_path / "one/shard-0000.npz").read_bytes() == (tmp_path / "two/shard-0000.npz").read_bytes()
 
 
+def test_labels_are_in_the_order_of_the_seeds(tmp_path):
+    labels = np.arange(N) % 7
+    for index, start in ((1, 0), (0, 40)):  # names are in another order
+        part = slice(start, 40 if start == 0 else N)
+        seeds = np.arange(SEED, SEED + N)[part]
+        write_shard(tmp_path / f"shard-{index}.npz", bars(N)[part], seeds, "mark", labels[part])
+    np.testing.assert_array_equal(open_folder(tmp_path).labels, labels)
+    np.testing.assert_array_equal(read_shard(tmp_path / "shard-0.npz").labels, labels[40:])
+    write_shard(tmp_path / "shard-0.npz", bars(20), np.arange(SEED + 40, SEED + N), "mark")
+    refused(tmp_path, "must both have labels, or neither")
+    savez(tmp_path / "shard-0.npz", labels=np.zeros(3, np.int64))
+    refused(tmp_path, r"labels must be int64 \(25,\)")
+    with pytest.raises(ValueError, match="labels must be int64"):
+        write_shard(tmp_path / "shard-0.npz", bars(3), np.arange(3), "mark", np.zeros(3))
+
+
 def test_one_shard_at_a_time_is_in_memory(folder, monkeypatch):
     reads = []
     monkeypatch.setattr("edadm.evaluation.samples.read_shard", lambda path: reads.append(path) or read_shard(path))

@@ -127,7 +127,8 @@ def measure(
 
     ``psnr_fp32`` is in dB with a range of 255, the mean of the images' own PSNR, where an image identical to its twin
     counts as 100 dB; it is None (null) when all are identical. ``ssim_fp32`` is the mean SSIM,
-    ``feature_distance_fp32`` the mean Euclidean distance of pooled features of length one (0 to 2).
+    ``feature_distance_fp32`` the mean Euclidean distance of pooled features of length one (0 to 2). Samples with labels
+    have ``class_accuracy`` too, the share of images that the extractor takes for what they were asked to be.
     Raises InputError for bad samples, for references of another extractor and for too few images.
     """
     statistics = references.load(reference)
@@ -143,8 +144,11 @@ def measure(
         # so that full precision against itself costs nothing more
         same = np.array_equal(images, twin)
         pairs.add(images, twin, found["fid"], found["fid"] if same else of_batch(network, twin)["fid"])
-    quality = against_reference(collector.features(), statistics, settings)
+    features = collector.features()
+    quality = against_reference(features, statistics, settings)
     shares = {name: quality.pop(name) for name in ("confident_share", "class_shares")}
+    if ours.labels is not None:
+        shares["class_accuracy"] = _rounded((features.logits.argmax(1).numpy() == ours.labels).mean())
     return {
         "n": len(seeds),
         "seed": seeds.start,

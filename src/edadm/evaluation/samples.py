@@ -1,7 +1,8 @@
 """Shards of samples: writing one, and reading a folder of them without holding all images in memory.
 
-A shard is an npz file as ADM's evaluator takes it, ``arr_0`` (n, H, W, C) uint8, with two more arrays: ``seeds``
-(n,) int64, the seed of each image, and ``fingerprint``, a string that stands for whatever made the images.
+A shard is an npz file as ADM's evaluator takes it, ``arr_0`` (n, H, W, C) uint8, with more arrays: ``seeds`` (n,)
+int64, the seed of each image, ``fingerprint``, a string that stands for whatever made the images, and, when each image
+was asked to be of a class, ``labels`` (n,) int64.
 """
 
 from collections.abc import Iterator
@@ -21,32 +22,39 @@ KIND = "a shard of samples"
 
 @dataclass(frozen=True)
 class Shard:
-    """Images (n, H, W, C) uint8, their seeds (n,) int64 and the fingerprint of what made them."""
+    """Images (n, H, W, C) uint8, their seeds (n,) int64, what made them, and perhaps their labels (n,) int64."""
 
     images: np.ndarray
     seeds: np.ndarray
     fingerprint: str
+    labels: np.ndarray | None
 
 
 @dataclass(frozen=True)
 class Samples:
-    """A checked folder of shards, in the order of their seeds, and the images' shape (H, W, C)."""
+    """A checked folder of shards, in the order of their seeds, the images' shape (H, W, C) and their labels, if any."""
 
     folder: Path
     paths: tuple[Path, ...]
     seeds: range
     shape: tuple[int, int, int]
     fingerprint: str
+    labels: np.ndarray | None
 
 
-def write_shard(path: Path, images: np.ndarray, seeds: np.ndarray, fingerprint: str) -> None:
-    """Write one shard, atomically; equal content gives equal bytes. Images and seeds as in ``Shard``."""
+def write_shard(
+    path: Path, images: np.ndarray, seeds: np.ndarray, fingerprint: str, labels: np.ndarray | None = None
+) -> None:
+    """Write one shard, atomically; equal content gives equal bytes. The arrays are those of ``Shard``."""
     images, seeds = np.asarray(images), np.asarray(seeds)
     if images.dtype != np.uint8 or images.ndim != 4 or len(images) == 0:
         raise ValueError(f"images must be uint8 (n, H, W, C), got {images.dtype} {images.shape}")
     if seeds.dtype != np.int64 or seeds.shape != (len(images),):
         raise ValueError(f"seeds must be int64 ({len(images)},), got {seeds.dtype} {seeds.shape}")
-    archives.write(path, {"arr_0": images, "seeds": seeds, "fingerprint": np.array(fingerprint)})
+    if labels is not None and (labels.dtype != np.int64 or labels.shape != seeds.shape):
+        raise ValueError(f"labels must be int64 ({len(images)},), got {labels.dtype} {labels.shape}")
+    arrays = {"arr_0": images, "seeds": seeds, "fingerprint": np.array(fingerprint)}
+    archives.write(path, arrays if labels is None else arrays | {"labels": labels})
 
 
 def _header(archive: NpzFile, name: str) -> tuple[tuple[int, ...], np.dtype]:
@@ -57,8 +65,18 @@ def _header(archive: NpzFile, name: str) -> tuple[tuple[int, ...], np.dtype]:
     return shape, dtype
 
 
-def _labels(path: Path, archive: NpzFile) -> tuple[tuple[int, ...], np.ndarray, str]:
-    """Shape of the images, seeds and fingerprint of a shard, all checked, without reading the images."""
+@dataclass(frozen=True)
+class _Description:
+    """What a shard says of its images: the shape of their array, seeds, fingerprint and labels."""
+
+    shape: tuple[int, ...]
+    seeds: np.ndarray
+    fingerprint: str
+    labels: np.ndarray | None
+
+
+def _describe(path: Path, archive: NpzFile) -> _Description:
+    """The description of a shard, checked, without reading the images."""
     missing = [name for name in ("arr_0", "seeds", "fingerprint") if name not in archive.files]
     if missing:
         raise InputError(f"{path}: not a shard of samples, it has no {', '.join(missing)}")
@@ -70,15 +88,18 @@ def _labels(path: Path, archive: NpzFile) -> tuple[tuple[int, ...], np.ndarray, 
         raise InputError(f"{path}: seeds must be int64 ({shape[0]},), they are {seeds.dtype} {seeds.shape}")
     if fingerprint.dtype.kind != "U" or fingerprint.shape != ():
         raise InputError(f"{path}: fingerprint must be a single string, it is {fingerprint.dtype} {fingerprint.shape}")
-    return shape, seeds, str(fingerprint)
+    labels = archive["labels"] if "labels" in archive.files else None
+    if labels is not None and (labels.dtype != np.int64 or labels.shape != seeds.shape):
+        raise InputError(f"{path}: labels must be int64 ({shape[0]},), they are {labels.dtype} {labels.shape}")
+    return _Description(shape, seeds, str(fingerprint), labels)
 
 
 def read_shard(path: Path) -> Shard:
     """One whole shard; InputError when it is missing, damaged or not of the right types."""
     path = Path(path)
     with archives.opened(path, KIND) as archive:
-        _, seeds, fingerprint = _labels(path, archive)
-        return Shard(archive["arr_0"], seeds, fingerprint)
+        described = _describe(path, archive)
+        return Shard(archive["arr_0"], described.seeds, described.fingerprint, described.labels)
 
 
 def is_shard(path: Path, seeds: np.ndarray, fingerprint: str) -> bool:
@@ -118,18 +139,21 @@ def open_folder(folder: Path, seeds: range | None = None) -> Samples:
     found = []
     for path in paths:
         with archives.opened(path, KIND) as archive:
-            found.append((path, *_labels(path, archive)))
-    found.sort(key=lambda shard: shard[2][0])
-    first, shape, _, fingerprint = found[0]
-    for path, other_shape, _, other_fingerprint in found:
-        if other_shape[1:] != shape[1:]:
-            raise InputError(f"{path}: images of {other_shape[1:]}, but {first.name} has {shape[1:]}")
-        if other_fingerprint != fingerprint:
-            raise InputError(f"{path}: not made by the same engine and sampler as {first.name} (fingerprints differ)")
-    there = np.concatenate([shard[2] for shard in found])
+            found.append((path, _describe(path, archive)))
+    found.sort(key=lambda shard: shard[1].seeds[0])
+    name, first = found[0][0].name, found[0][1]
+    for path, other in found:
+        if other.shape[1:] != first.shape[1:]:
+            raise InputError(f"{path}: images of {other.shape[1:]}, but {name} has {first.shape[1:]}")
+        if other.fingerprint != first.fingerprint:
+            raise InputError(f"{path}: not made by the same engine and sampler as {name} (fingerprints differ)")
+        if (other.labels is None) != (first.labels is None):
+            raise InputError(f"{path}: it and {name} must both have labels, or neither")
+    there = np.concatenate([shard.seeds for _, shard in found])
     wanted = range(int(there.min()), int(there.max()) + 1) if seeds is None else seeds
     _check_seeds(folder, there, wanted)
-    return Samples(folder, tuple(shard[0] for shard in found), wanted, tuple(shape[1:]), fingerprint)
+    labels = None if first.labels is None else np.concatenate([shard.labels for _, shard in found])
+    return Samples(folder, tuple(path for path, _ in found), wanted, tuple(first.shape[1:]), first.fingerprint, labels)
 
 
 def batches(samples: Samples, size: int) -> Iterator[np.ndarray]:
