@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from edadm.errors import InputError
@@ -93,6 +94,24 @@ def test_radius_is_given_or_a_quantile() -> None:
     for changes in ({"radius": 1.0}, {"radius_quantile": None}):
         with pytest.raises(InputError, match="either radius or radius_quantile"):
             calibration.collect(network, trajectory_of(network), "tdac", settings(**changes))
+
+
+def test_contexts_make_a_row_of_each_half(tmp_path: Path) -> None:
+    data = {"x": torch.randn(5, 1, 4, 4), "t": torch.arange(5)}
+    nothing, asked = torch.zeros(5, 1, 3), torch.arange(15.0).reshape(5, 1, 3)
+    assert calibration.inputs(calibration.with_contexts(data, ())) == (data["x"], data["t"])
+    x, t, context = calibration.inputs(calibration.with_contexts(data, (asked,)))
+    assert torch.equal(x, data["x"]) and torch.equal(t, data["t"]) and torch.equal(context, asked)
+    doubled = calibration.with_contexts(data, (nothing, asked))
+    save_file(doubled, tmp_path / "set.safetensors")
+    x, t, context = calibration.inputs(calibration.read(tmp_path / "set.safetensors"))
+    for row in range(10):
+        assert torch.equal(x[row], data["x"][row % 5]) and t[row] == row % 5
+        assert torch.equal(context[row], (nothing if row < 5 else asked)[row % 5])
+    for damage in ({"context": context[:9]}, {"surprise": t}):
+        save_file(doubled | damage, tmp_path / "set.safetensors")
+        with pytest.raises(InputError, match="of one length, this has"):
+            calibration.read(tmp_path / "set.safetensors")
 
 
 def test_unknown_calibrator_is_one_line() -> None:

@@ -94,6 +94,17 @@ def collect(
     return {"x": torch.stack(latents), "t": torch.tensor(steps)[drawn]}, allocation, steps
 
 
+def with_contexts(data: dict[str, Tensor], contexts: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """The set as the rows that a conditional network sees: all of x, t once for each of ``contexts``.
+
+    A context is (N, tokens, width); guidance has two, since the network runs on either. Without any, ``data`` as it is.
+    """
+    if not contexts:
+        return data
+    repeated = {key: torch.cat([value] * len(contexts)) for key, value in data.items()}
+    return repeated | {"context": torch.cat(contexts)}
+
+
 def inputs(data: dict[str, Tensor]) -> tuple[Tensor, ...]:
     """The network's arguments in a set: (x, t), or (x, t, context)."""
     return tuple(data[key] for key in ("x", "t", "context") if key in data)
@@ -108,7 +119,10 @@ def write(
     params: CalibrationParams,
     checkpoint: Path,
 ) -> None:
-    """Write the set to ``out`` (safetensors: x float32 (N, c, h, w), t int64 (N,)) and its description beside it."""
+    """Write the set to ``out`` and its description beside it.
+
+    Safetensors: x float32 (n, c, h, w), t int64 (n,) and, of a conditional system, context float32 (n, tokens, width).
+    """
     atomic_write(out, save(data))
     write_json(
         out.with_suffix(".json"),
