@@ -29,17 +29,22 @@ def test_hashes_are_those_of_the_list() -> None:
     }
     for expected, name in lines:
         assert sha256(ROOT / "assets" / name) == expected, name
-    settings = params.load(ROOT / "params.yaml").system("fashion-ddim").checkpoint
-    assert sha256(ROOT / settings.source / system.WEIGHTS) == settings.sha256
+    for settings in params.load(ROOT / "params.yaml").systems.values():
+        assert system.weights_sha256(ROOT / settings.checkpoint.source) == settings.checkpoint.sha256
 
 
-def test_the_network_is_the_one_that_params_describe() -> None:
-    loaded = system.load(ROOT / "assets" / "fashion-ddim")
-    trained = params.load(ROOT / "params.yaml").train["fashion-ddim"]
-    for key, value in trained["unet"].items():
-        assert list(np.atleast_1d(loaded.unet.config[key])) == list(np.atleast_1d(value)), key
+@pytest.mark.parametrize("name", params.load(ROOT / "params.yaml").systems)
+def test_the_network_is_the_one_that_params_describe(name: str) -> None:
+    folder = ROOT / "assets" / name
+    loaded, trained = system.load(folder), params.load(ROOT / "params.yaml").train[name]
+    described = {"unet": trained["unet"], "vae": trained.get("autoencoder", {}).get("model", {})}
+    for part, settings in described.items():
+        for key, value in settings.items():
+            found = json.loads((folder / part / "config.json").read_text())[key]
+            assert list(np.atleast_1d(found)) == list(np.atleast_1d(value)), f"{part}: {key}"
     assert loaded.diffusion.prediction == trained["scheduler"]["prediction_type"]
-    assert loaded.shape == (1, 32, 32)
+    assert system.load_unet(folder).config.sample_size == loaded.shape[1]
+    assert loaded.decode(torch.zeros(1, *loaded.shape)).shape == (1, 1, 32, 32)
 
 
 def test_the_classifier_has_its_accuracy_on_the_test_images() -> None:

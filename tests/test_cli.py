@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 import yaml
 from diffusers import DDIMScheduler
+from safetensors.torch import load_file
 
 from edadm import cli
 from edadm.files import sha256
-from edadm.systems.system import WEIGHTS
+from edadm.systems.system import WEIGHTS, weights_sha256
 
 ROOT = Path(__file__).parent.parent
 SYSTEM = "fashion-ddim"
@@ -30,6 +32,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     params["systems"][SYSTEM]["calibration"] |= {"samples": 8, "batch": 8}
     params["systems"][SYSTEM]["sampling"] |= {"batch": 2, "shard": 4, "images": {"demo": 8, "full": 10}}
     params["variants"]["w4a8"]["reconstruction"] |= {"iterations": 2, "batch": 4}
+    params["engine"]["threads"] = 1
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -69,6 +72,71 @@ def test_a_checkpoint_goes_through_to_samples(project: Path) -> None:
     sizes = {v: Path(v, "quantized", "model.safetensors").stat().st_size for v in ("fp32", "w4a8")}
     assert sizes["w4a8"] < sizes["fp32"] / 2
     assert not Path("scratch").exists()
+
+
+@pytest.fixture
+def added(project: Path) -> str:
+    """The project with the system of docs/add-a-system.md, put there by its block alone; the system's name."""
+    block = documented_block()
+    (name,) = block["systems"]
+    settings = block["systems"][name]
+    source = tiny.latent_checkpoint(project / settings["checkpoint"]["source"])
+    settings["checkpoint"]["sha256"] = weights_sha256(source)
+    settings["sampler"]["steps"] = 3  # smaller, but the same otherwise
+    settings["calibration"] |= {"samples": 6, "batch": 4}
+    settings["sampling"] |= {"batch": 4, "shard": 6, "images": {"demo": 12, "full": 12}}
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params["pipeline"]["systems"].append(name)
+    for key in ("runs", "systems"):
+        params[key] |= block[key]
+    params["metrics"] = {"kid_subsets": 2, "kid_subset_size": 5, "neighbours": 2}
+    params["latency"] = {"rounds": 1, "batches": [2]}
+    params["variants"]["w8a8"]["reconstruction"] |= {"iterations": 2, "batch": 4}
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    Path("assets").symlink_to(ROOT / "assets")
+    return name
+
+
+def documented_block() -> dict:
+    """The YAML of docs/add-a-system.md."""
+    return yaml.safe_load((ROOT / "docs" / "add-a-system.md").read_text().split("```yaml")[1].split("```")[0])
+
+
+def test_a_latent_conditional_system_is_added_by_its_block(added: str) -> None:
+    folder = Path("results", added)
+    checkpoint, calibration = str(folder / "checkpoint"), str(folder / "tdac.safetensors")
+    assert call("checkpoint", added, "--out", checkpoint) == 0
+    assert call("reference", added, "--out", str(folder / "reference.npz")) == 0
+    assert call("calibrate", added, "tdac", "--checkpoint", checkpoint, "--out", calibration) == 0
+    data = load_file(calibration)
+    assert {key: tuple(value.shape) for key, value in data.items()} == {
+        "x": (12, 4, 8, 8),
+        "t": (12,),
+        "context": (12, 1, tiny.CONTEXT),
+    }
+    embedding = load_file(Path(checkpoint, "class_embedder", "model.safetensors"))["embedding.weight"]
+    # the unconditional half, then the classes of seeds 1 to 6
+    assert torch.equal(data["context"][:, 0], embedding[[3] * 6 + [1, 2, 0, 1, 2, 0]])
+    assert torch.equal(data["x"][:6], data["x"][6:]) and torch.equal(data["t"][:6], data["t"][6:])
+    for variant in ("fp32", "w8a8"):
+        of_run = folder / variant
+        made = ("--checkpoint", checkpoint, "--calibration", calibration, "--scratch", str(of_run / "scratch"))
+        assert call("reconstruct", added, variant, *made, "--out", str(of_run / "quantized")) == 0
+        engine = str(of_run / "engine-cpu")
+        assert call("deploy", "--quantized", str(of_run / "quantized"), "--out", engine) == 0
+        drawing = ("--engine", engine, "--checkpoint", checkpoint, "--scratch", str(of_run / "scratch"))
+        assert call("sample", added, *drawing, "--out", str(of_run / "samples")) == 0
+        measured = ("--samples", str(of_run / "samples"), "--fp32", str(folder / "fp32" / "samples"))
+        measured += ("--reference", str(folder / "reference.npz"), "--out", str(of_run / "metrics.json"))
+        assert call("metrics", added, variant, *measured) == 0
+        assert 0 <= json.loads((of_run / "metrics.json").read_text())["class_accuracy"] <= 1
+    timed = ("--checkpoint", checkpoint, "--out", str(folder / "latency.json"))
+    assert call("latency", added, *timed) == 0
+    assert len(json.loads((folder / "latency.json").read_text())["rows"]) == 4
+    compared = ("--quantized", str(folder / "w8a8/quantized"), "--engine", str(folder / "w8a8/engine-cpu"))
+    compared += ("--calibration", calibration, "--images", "4", "--out", str(folder / "verify.json"))
+    assert call("verify", *compared) == 0
+    assert json.loads((folder / "verify.json").read_text())["worst_layer_error"] <= 1e-6
 
 
 def test_unknown_names(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

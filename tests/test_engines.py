@@ -306,17 +306,53 @@ def test_bad_engine_folders_are_refused(folders, tmp_path):
     with pytest.raises(InputError, match="cannot read the graph") as error:
         engines.load(tmp_path, 1)
     assert "\n" not in str(error.value)
-    assert engines.input_shape(folders / "w8a8-cpu") == (1, 8, 8)
     with pytest.raises(InputError, match="body"):
         engines.load(folders / "w8a8-cpu", 1, body="f16")
     with pytest.raises(InputError, match="at least 1"):
         engines.load(folders / "w8a8-cpu", 0)
 
 
-def test_conditional_networks_are_refused_for_now(folders):
+def test_networks_with_other_inputs_are_refused(folders):
     loaded = checkpoint.load(folders / "fp32")
-    with pytest.raises(InputError, match="unconditional"):
-        cpu.build_graph(dataclasses.replace(loaded, config=loaded.config | {"num_class_embeds": 10}))
+    for change in ({"num_class_embeds": 10}, {"_class_name": "UNet3DConditionModel"}):
+        with pytest.raises(InputError, match=next(iter(change.values())) if "_class_name" in change else "num_class"):
+            cpu.build_graph(dataclasses.replace(loaded, config=loaded.config | change))
+
+
+@pytest.fixture(scope="module")
+def conditional(tmp_path_factory):
+    """Checkpoint and engine folders of the tiny network with cross-attention: w4a8 and full precision."""
+    root = tmp_path_factory.mktemp("conditional")
+    model = tiny.conditional_unet()
+    cpu.deploy(tiny.save(root / "w4a8", model), root / "w4a8-cpu")
+    checkpoint.save(root / "fp32", checkpoint.unet_config(model), {}, model.state_dict(), {})
+    cpu.deploy(root / "fp32", root / "fp32-cpu")
+    return root
+
+
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_a_conditional_network_reads_its_context(conditional, tokens):
+    x, t = tiny.inputs(6, channels=4)
+    context = tiny.context(6, tokens)
+    engine = cpu.load(conditional / "fp32-cpu", 4, threads=1)
+    with torch.no_grad():
+        expected = tiny.conditional_unet()(x, t, encoder_hidden_states=context).sample
+    found = engine(x, t, context)
+    assert relative_error(found, expected) < 1e-5
+    assert relative_error(engine(x, t, context.flip(0)), expected) > 1e-3
+    both = engine(torch.cat([x, x]), torch.cat([t, t]), torch.cat([context.flip(0), context]))
+    assert torch.equal(both[6:], found)  # the doubled batch of guidance is batches in turn
+
+
+def test_every_layer_of_a_conditional_network_is_exact(conditional):
+    loaded = checkpoint.load(conditional / "w4a8")
+    kinds = {name.split(".")[-1] for name in loaded.layers}
+    assert {"to_q", "to_k", "to_v", "proj_in", "proj_out", "proj"} <= kinds  # proj is GEGLU's
+    inputs = (*tiny.inputs(4, channels=4), tiny.context(4, 3))
+    result = verify.verify(conditional / "w4a8", conditional / "w4a8-cpu", *inputs, threads=1)
+    assert result["layers_in_int8"] == result["layers_in_graph"] == result["layers"] == len(loaded.layers)
+    assert result["worst_layer_error"] <= 1e-6
+    assert result["end_to_end_to_reference"] <= max(2 * result["simulation_to_reference"], 0.05)
 
 
 def test_rounds_are_interleaved():
@@ -330,7 +366,10 @@ def test_rounds_are_interleaved():
 
 
 def test_latency_rows(folders, monkeypatch):
-    monkeypatch.setattr(latency, "load", lambda folder: types.SimpleNamespace(unet=tiny.unet()))
+    monkeypatch.setattr(latency, "load_unet", lambda folder: tiny.unet())
+    monkeypatch.setattr(
+        latency, "load", lambda folder: types.SimpleNamespace(shape=(1, 8, 8), contexts=lambda seeds, guidance: ())
+    )
     engine_dirs = {name: folders / f"{name}-cpu" for name in ("fp32", "w8a8", "w4a8")}
     settings, engine = LatencyParams(rounds=2, batches=[1, 3]), EngineParams(body="f32", threads=1)
     result = latency.measure("tiny", folders, engine_dirs, settings, engine)

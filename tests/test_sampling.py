@@ -1,9 +1,11 @@
 """Sampling: an image depends on its seed alone, shards resume, foreign shards are not taken."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from diffusers import DDIMScheduler
 
@@ -11,9 +13,9 @@ from edadm.errors import InputError
 from edadm.evaluation import samples, sampling
 from edadm.params import SamplerParams, SamplingParams
 from edadm.systems.samplers import Diffusion
+from edadm.systems.system import System, load, load_unet
 
-DIFFUSION = Diffusion.from_scheduler(DDIMScheduler(clip_sample=True))
-SHAPE = (1, 8, 8)
+PIXELS = System((1, 8, 8), Diffusion.from_scheduler(DDIMScheduler(clip_sample=True)), None, None)
 
 
 def network(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -27,7 +29,7 @@ def run(
     sampler = SamplerParams(name="ddim", steps=5, spacing="leading", eta=1.0)
     load = rest.pop("load", lambda: network)
     scratch, out = tmp_path / "scratch", tmp_path / "out"
-    sampling.run(load, DIFFUSION, sampler, settings, SHAPE, images, mark, scratch, out, **rest)
+    sampling.run(load, PIXELS, sampler, settings, images, mark, scratch, out, **rest)
     if not out.exists():
         return np.empty(0)
     opened = samples.open_folder(out)
@@ -83,18 +85,72 @@ def test_shards_of_another_engine_are_made_again(tmp_path: Path) -> None:
 
 
 def test_the_fingerprint_follows_what_the_images_depend_on(tmp_path: Path) -> None:
-    engine = tmp_path / "engine"
+    engine, checkpoint = tmp_path / "engine", tiny.latent_checkpoint(tmp_path / "checkpoint")
     engine.mkdir()
     (engine / "model.bin").write_bytes(b"1")
     settings = SamplingParams(seed=50, batch=4, shard=8, images={"demo": 8, "full": 8})
     sampler = SamplerParams(name="ddim", steps=5, spacing="leading", eta=0.0)
-    first = sampling.fingerprint(engine, sampler, settings, {"body": "f32"})
-    assert sampling.fingerprint(engine, sampler, settings, {"body": "f32"}) == first
-    assert sampling.fingerprint(engine, sampler, settings, {"body": "bf16"}) != first
-    other = SamplerParams(name="ddim", steps=6, spacing="leading", eta=0.0)
-    assert sampling.fingerprint(engine, other, settings, {"body": "f32"}) != first
-    (engine / "model.bin").write_bytes(b"2")
-    assert sampling.fingerprint(engine, sampler, settings, {"body": "f32"}) != first
+
+    def mark(**changes: object) -> str:
+        return sampling.fingerprint(engine, checkpoint, replace(sampler, **changes), settings, {"body": "f32"})
+
+    first = mark()
+    assert mark() == first
+    assert sampling.fingerprint(engine, checkpoint, sampler, settings, {"body": "bf16"}) != first
+    assert len({first, mark(steps=6), mark(name="plms"), mark(guidance=2.0)}) == 4
+    for path in (
+        engine / "model.bin",
+        checkpoint / "vae" / "config.json",
+        checkpoint / "class_embedder/model.safetensors",
+    ):
+        before = mark()
+        path.write_bytes(path.read_bytes() + b" ")
+        assert mark() != before, path
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("sampler", ["ddim", "plms"])
+def test_a_latent_conditional_system(tmp_path: Path, sampler: str, guidance: float) -> None:
+    checkpoint = tiny.latent_checkpoint(tmp_path / "checkpoint")
+    drawn, unet = load(checkpoint), load_unet(checkpoint)
+    assert drawn.shape == (4, 8, 8)
+    chosen = SamplerParams(name=sampler, steps=3, spacing="leading", guidance=guidance)
+    rows = []
+
+    def counted(x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        rows.append(len(x))
+        return unet(x, t, context).sample
+
+    def images(name: str, batch: int) -> np.ndarray:
+        settings = SamplingParams(seed=7, batch=batch, shard=5, images={"demo": 10, "full": 10})
+        out = tmp_path / name
+        sampling.run(lambda: counted, drawn, chosen, settings, 10, "m", tmp_path / "scratch", out)
+        opened = samples.open_folder(out, range(7, 17))
+        assert opened.labels.tolist() == [seed % 3 for seed in range(7, 17)]
+        return np.concatenate(list(samples.batches(opened, 10)))
+
+    found = images("one", 5)
+    assert found.shape == (10, 32, 32, 1)
+    assert set(rows) == {5 if guidance == 1 else 10}
+    assert len(rows) == 2 * (3 if sampler == "ddim" else 4)
+    assert np.abs(images("other", 2).astype(int) - found).max() <= 1  # up to round-off of PyTorch's convolutions
+    # the last latent by hand: of one seed, through the autoencoder's own scaling
+    *_, (_, _, latent) = sampling.draw(lambda *inputs: unet(*inputs).sample, drawn, chosen, range(9, 10))
+    image = tiny.autoencoder().decode(latent / 0.7).sample
+    assert np.abs(sampling.to_uint8(image)[0].astype(int) - found[2]).max() <= 1
+
+
+def test_guidance_changes_the_image_and_needs_a_condition(tmp_path: Path) -> None:
+    checkpoint = tiny.latent_checkpoint(tmp_path / "checkpoint")
+    drawn, unet = load(checkpoint), load_unet(checkpoint)
+
+    def last(drawn: System, guidance: float) -> torch.Tensor:
+        sampler = SamplerParams(name="ddim", steps=3, spacing="leading", guidance=guidance)
+        return list(sampling.draw(lambda *inputs: unet(*inputs).sample, drawn, sampler, range(4)))[-1][2]
+
+    assert not torch.allclose(last(drawn, 1.0), last(drawn, 3.0), atol=1e-3)
+    with pytest.raises(InputError, match="sampler.guidance"):
+        last(PIXELS, 3.0)
 
 
 @pytest.mark.parametrize("only", [(3, 3), (0, 2), (-1, 3)])

@@ -242,6 +242,23 @@ def test_removed_run_goes_from_the_tables(space: Workspace) -> None:
     assert not (space.folder / f"results/index/{SYSTEM}/metrics/w4a8").exists()
 
 
+def test_a_system_is_added_by_its_block(space: Workspace) -> None:
+    """That of docs/add-a-system.md; test_cli.py runs its commands."""
+    block = yaml.safe_load((ROOT / "docs" / "add-a-system.md").read_text().split("```yaml")[1].split("```")[0])
+    ((name, settings),) = block["systems"].items()
+    model = space.folder / settings["checkpoint"]["source"] / "model.bin"
+    model.parent.mkdir(parents=True)
+    model.write_text("weights")
+    params = yaml.safe_load((space.folder / "params.yaml").read_text())
+    params["pipeline"]["systems"].append(name)
+    for key in ("runs", "systems"):
+        params[key] |= block[key]
+    (space.folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    of_system = {f"checkpoint@{name}", f"reference@{name}", f"calibration@{name}-tdac", f"latency@{name}-cpu"}
+    of_runs = {f"{family}@{run}" for family in PER_RUN for run in block["runs"]}
+    assert space.announced() == of_system | of_runs | GATHERED
+
+
 @pytest.mark.parametrize("family", ["reconstruction", "samples"])
 def test_killed_run_goes_on(space: Workspace, family: str) -> None:
     """Snakemake and all that it began, killed with -9 in the middle of a stage."""
@@ -366,8 +383,13 @@ LOADED_BY_NAME = {SOURCE / "engines" / "__init__.py": [SOURCE / "engines" / "cpu
 PLUMBING = {SOURCE / name for name in ("__init__.py", "_torchvision.py", "errors.py", "files.py", "params.py")}
 UNUSED = {
     "train": {"evaluation/samples.py"},
-    "checkpoint": {"systems/samplers.py"},
-    "reconstruction": {"systems/samplers.py", "quantization/baselines.py", "quantization/tdac.py"},
+    "checkpoint": {"systems/class_embedder.py", "systems/samplers.py"},
+    "reconstruction": {
+        "systems/class_embedder.py",
+        "systems/samplers.py",
+        "quantization/baselines.py",
+        "quantization/tdac.py",
+    },
     "deployment": {"engines/__init__.py"},
     "samples": {"engines/reference.py", "quantization/quantizer.py"},
     "verification": {

@@ -5,12 +5,16 @@ import edadm  # noqa: F401  (mends torchvision before diffusers)
 from pathlib import Path  # isort: skip
 
 import torch
-from diffusers import UNet2DModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
 
 from edadm.quantization import checkpoint
 from edadm.quantization.checkpoint import IntegerLayer
 from edadm.quantization.quantizer import weight_grid
+from edadm.systems import class_embedder
+from edadm.systems.class_embedder import ClassEmbedder
+
+CONTEXT = 12  # width of the conditional network's context
 
 
 def unet(seed: int = 0) -> UNet2DModel:
@@ -28,6 +32,51 @@ def unet(seed: int = 0) -> UNet2DModel:
         norm_num_groups=4,
     )
     return model.eval().requires_grad_(False)
+
+
+def conditional_unet(seed: int = 0) -> UNet2DConditionModel:
+    """A U-Net of 8x8 latents with transformer blocks (self-attention, cross-attention to a context, GEGLU)."""
+    torch.manual_seed(seed)
+    model = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=CONTEXT,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    )
+    return model.eval().requires_grad_(False)
+
+
+def autoencoder(seed: int = 0) -> AutoencoderKL:
+    """An autoencoder from 32x32x1 to 8x8x4."""
+    torch.manual_seed(seed)
+    model = AutoencoderKL(
+        in_channels=1,
+        out_channels=1,
+        sample_size=32,
+        layers_per_block=1,
+        block_out_channels=(4, 4, 8),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        latent_channels=4,
+        norm_num_groups=4,
+        scaling_factor=0.7,
+    )
+    return model.eval().requires_grad_(False)
+
+
+def latent_checkpoint(folder: Path) -> Path:
+    """A latent, class-conditional checkpoint folder of 3 classes with random weights."""
+    conditional_unet().save_pretrained(folder / "unet")
+    autoencoder().save_pretrained(folder / "vae")
+    class_embedder.save(ClassEmbedder(3, CONTEXT), folder / "class_embedder")
+    DDIMScheduler(prediction_type="v_prediction", clip_sample=False).save_pretrained(folder / "scheduler")
+    return folder
 
 
 def integer_layer(
@@ -107,6 +156,11 @@ def inputs(batch: int, seed: int = 1, size: int = 8, channels: int = 1) -> tuple
     return noise, torch.randint(0, 1000, (batch,), generator=generator)
 
 
+def context(batch: int, tokens: int, seed: int = 2) -> Tensor:
+    """Contexts (batch, tokens, CONTEXT) of the conditional network."""
+    return torch.randn(batch, tokens, CONTEXT, generator=torch.Generator().manual_seed(seed))
+
+
 def _input_ranges(model: nn.Module) -> dict[str, tuple[float, float]]:
     ranges: dict[str, tuple[float, float]] = {}
     hooks = []
@@ -118,7 +172,8 @@ def _input_ranges(model: nn.Module) -> dict[str, tuple[float, float]]:
 
             hooks.append(module.register_forward_pre_hook(record))
     with torch.no_grad():
-        model(*inputs(4, size=model.config.sample_size, channels=model.config.in_channels))
+        further = (context(4, 3),) if isinstance(model, UNet2DConditionModel) else ()
+        model(*inputs(4, size=model.config.sample_size, channels=model.config.in_channels), *further)
     for hook in hooks:
         hook.remove()
     return ranges

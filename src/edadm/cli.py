@@ -88,18 +88,21 @@ def calibrate(params: parameters.Params, system: str, calibrator: str, folder: P
     """Draw the calibration set of a SYSTEM with a CALIBRATOR (tdac, uniform, normal)."""
     from edadm.evaluation.sampling import draw
     from edadm.quantization import calibration
-    from edadm.systems.system import WEIGHTS, load
+    from edadm.systems.system import WEIGHTS, load, load_unet
 
     settings = params.system(system)
-    loaded = load(folder)
+    loaded, unet = load(folder), load_unet(folder)
 
     def trajectory(seeds: range):  # noqa: ANN202
-        network = lambda x, t: loaded.unet(x, t, return_dict=False)[0]  # noqa: E731
-        for step, before, _ in draw(network, loaded.diffusion, settings.sampler, loaded.shape, seeds):
+        network = lambda *inputs: unet(*inputs, return_dict=False)[0]  # noqa: E731
+        for step, before, _ in draw(network, loaded, settings.sampler, seeds):
             yield step, before
 
-    found = calibration.collect(loaded.unet, trajectory, calibrator, settings.calibration)
-    calibration.write(out, *found, calibrator, settings.calibration, folder / WEIGHTS)
+    data, *described = calibration.collect(unet, trajectory, calibrator, settings.calibration)
+    first = settings.calibration.seed
+    contexts = loaded.contexts(range(first, first + settings.calibration.samples), settings.sampler.guidance)
+    data = calibration.with_contexts(data, contexts)
+    calibration.write(out, data, *described, calibrator, settings.calibration, folder / WEIGHTS)
 
 
 @cli.command()
@@ -121,12 +124,12 @@ def reconstruct(
 ) -> None:
     """Quantize a SYSTEM's U-Net as VARIANT says; a killed run goes on at the unit where it died."""
     from edadm.quantization import reconstruction
-    from edadm.systems.system import WEIGHTS, load
+    from edadm.systems.system import WEIGHTS, load_unet
 
     params.system(system)
     recipe = params.variant(variant)
     limit = params.limits.cache_mib * 2**20
-    reconstruction.run(load(folder).unet, folder / WEIGHTS, calibration_file, recipe, scratch, out, limit)
+    reconstruction.run(load_unet(folder), folder / WEIGHTS, calibration_file, recipe, scratch, out, limit)
 
 
 @cli.command()
@@ -154,14 +157,14 @@ def verify(
     from edadm.engines.verify import verify as compare
     from edadm.quantization import calibration
 
-    data = calibration.read(calibration_file)
-    write_json(out, compare(quantized, engine, data["x"][:images], data["t"][:images], params.engine.threads))
+    inputs = [value[:images] for value in calibration.inputs(calibration.read(calibration_file))]
+    write_json(out, compare(quantized, engine, *inputs, threads=params.engine.threads))
 
 
 @cli.command()
 @click.argument("system")
 @click.option("--engine", type=FOLDER, required=True)
-@click.option("--checkpoint", "folder", type=FOLDER, required=True, help="For its scheduler.")
+@click.option("--checkpoint", "folder", type=FOLDER, required=True, help="For all but its U-Net.")
 @click.option("--protocol", type=PROTOCOL, default="demo", show_default=True, help="How many images: see params.yaml.")
 @click.option("--seed", type=SEED, help="Seed of the first image, instead of sampling.seed of params.yaml.")
 @click.option("--scratch", type=FOLDER, required=True, help="Finished shards are kept here until all are there.")
@@ -184,7 +187,7 @@ def sample(
 
     from edadm import engines
     from edadm.evaluation import sampling
-    from edadm.systems.system import load_diffusion
+    from edadm.systems.system import load
 
     settings = params.system(system)
     sampling_params = settings.sampling if seed is None else replace(settings.sampling, seed=seed)
@@ -195,14 +198,14 @@ def sample(
             raise InputError(f"--shard {shard}: give it as I/N, as in 0/2")
         only = int(index), int(count)
     torch.set_num_threads(1)  # the engine has the threads; PyTorch's would spin beside them between its small steps
+    rows = settings.sampling.batch * (1 if settings.sampler.guidance == 1 else 2)  # guidance doubles the batch
     sampling.run(
-        lambda: engines.load(engine, settings.sampling.batch, params.engine.body, params.engine.threads),
-        load_diffusion(folder),
+        lambda: engines.load(engine, rows, params.engine.body, params.engine.threads),
+        load(folder),
         settings.sampler,
         sampling_params,
-        engines.input_shape(engine),
         settings.sampling.images[protocol],
-        sampling.fingerprint(engine, settings.sampler, sampling_params, asdict(params.engine)),
+        sampling.fingerprint(engine, folder, settings.sampler, sampling_params, asdict(params.engine)),
         scratch,
         out,
         only,

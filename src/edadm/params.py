@@ -107,10 +107,11 @@ class CheckpointParams(_Settings):
 class SamplerParams(_Settings):
     """How images are drawn."""
 
-    name: str = one_of("ddim")
+    name: str = one_of("ddim", "plms")
     steps: int = at_least(1)
     spacing: str = one_of("leading", "trailing", "quadratic")
     eta: float = between(0, 1, default=0.0)
+    guidance: float = at_least(1, default=1.0)
 
 
 @dataclass
@@ -341,6 +342,8 @@ def _disagreements(params: Params) -> Iterator[str]:
         if (settings.calibration.radius is None) == (settings.calibration.radius_quantile is None):
             given = "both are" if settings.calibration.radius is not None else "neither is"
             yield f"systems.{name}.calibration: radius, radius_quantile: {given} given; allowed: exactly one of the two"
+        if settings.sampler.name == "plms" and settings.sampler.eta != 0:
+            yield f"systems.{name}.sampler.eta: {settings.sampler.eta} is not allowed; allowed: 0 (plms adds no noise)"
     for name, recipe in params.variants.items():
         if (recipe.weights == 32) != (recipe.activations == 32):
             widths = f"weights {recipe.weights} with activations {recipe.activations}"

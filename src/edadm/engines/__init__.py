@@ -2,7 +2,8 @@
 
 ``reference`` computes the checkpoint's exact integers in plain PyTorch; every other engine is a module with
 ``deploy(quantized, out)``, which writes an engine folder, and ``load(engine_dir, batch, ...)``, which brings back a
-callable ``(x, t) -> output``. Each must agree with the reference on every layer.
+callable ``(x, t) -> output``, or ``(x, t, context) -> output`` for a conditional network. Each must agree with the
+reference on every layer.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from torch import Tensor
 from edadm.errors import InputError
 from edadm.files import read_json
 
-Engine = Callable[[Tensor, Tensor], Tensor]
+Engine = Callable[..., Tensor]
 DEVICES = ("cpu",)  # each a module of this package, imported only when it is used
 
 
@@ -27,11 +28,6 @@ def load(
     if device not in DEVICES:
         raise InputError(f"{engine_dir}: engine.json names device {device!r}, not one of {', '.join(DEVICES)}")
     return import_module(f"{__name__}.{device}").load(Path(engine_dir), batch, body, threads, cache_dir)
-
-
-def input_shape(engine_dir: Path | str) -> tuple[int, int, int]:
-    """Channels, height and width of the images that the engine in ``engine_dir`` takes."""
-    return tuple(_description(engine_dir)["inputs"]["x"][1:])
 
 
 def _description(engine_dir: Path | str) -> dict[str, Any]:

@@ -38,28 +38,33 @@ from edadm.quantization.checkpoint import IntegerLayer, QuantizedCheckpoint
 FORMAT_VERSION = 1
 BODIES = ("f32", "bf16")
 SAFE_WEIGHT = 63  # 2 * 255 * 63 < 2**15: two products fit into 16 bits
+# settings of diffusers' U-Nets that ask for inputs which no system here has
+_FURTHER_INPUTS = ("class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim_type")
 _INT8_FLAGS = {"avx512_vnni", "avx_vnni", "amx_int8"}
 _ISA_WITHOUT = {"SSE41", "AVX", "AVX2", "AVX512_CORE"}
 
 
 class CpuEngine:
-    """A compiled network of one batch size: ``engine(x, t) -> output``, all tensors."""
+    """A compiled network of one batch size: ``engine(x, t) -> output``, or of (x, t, context), all tensors."""
 
     def __init__(self, compiled: ov.CompiledModel, batch: int) -> None:
         self.compiled = compiled
         self.batch = batch
         self._request = compiled.create_infer_request()
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """Run x float32 (n, c, h, w) and t int64 (n,) for any n: batches in turn, the last filled up with zeros."""
-        outputs = [self._run(*pieces) for pieces in zip(x.split(self.batch), t.split(self.batch), strict=True)]
-        return torch.cat(outputs)
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """Run x float32 (n, c, h, w), t int64 (n,) and perhaps context float32 (n, tokens, width) for any n.
 
-    def _run(self, x: Tensor, t: Tensor) -> Tensor:
-        missing = self.batch - len(x)
-        arrays = [F.pad(x, (0, 0) * 3 + (0, missing)), F.pad(t, (0, missing))]
-        result = self._request.infer([array.contiguous().numpy() for array in arrays])
-        return torch.from_numpy(result[0][: len(x)].copy())  # the request's own memory is used again
+        Batches in turn, the last filled up with zeros.
+        """
+        pieces = zip(*(value.split(self.batch) for value in inputs), strict=True)
+        return torch.cat([self._run(*piece) for piece in pieces])
+
+    def _run(self, *inputs: Tensor) -> Tensor:
+        rows = len(inputs[0])
+        filled = [F.pad(value, (0, 0) * (value.dim() - 1) + (0, self.batch - rows)) for value in inputs]
+        result = self._request.infer([value.contiguous().numpy() for value in filled])
+        return torch.from_numpy(result[0][:rows].copy())  # the request's own memory is used again
 
 
 def deploy(quantized: Path, out: Path) -> None:
@@ -162,34 +167,47 @@ def has_int8_dot() -> bool:
 
 
 def build_graph(loaded: QuantizedCheckpoint) -> ov.Model:
-    """The OpenVINO graph of a checkpoint: inputs x (-1, c, h, w) f32 and t (-1,) i64, int8 weights."""
-    config = loaded.config
-    if config["_class_name"] != "UNet2DModel" or config.get("class_embed_type") or config.get("num_class_embeds"):
-        raise InputError("the cpu engine runs unconditional UNet2DModel networks only")
+    """The OpenVINO graph of a checkpoint, with int8 weights.
+
+    Inputs are x (-1, c, h, w) f32, t (-1,) i64 and, of a conditional network, context (-1, -1, width) f32.
+    """
+    shapes = _inputs(loaded.config)
     names = {id(layer): name for name, layer in loaded.layers.items()}
     unet = checkpoint.build_unet(loaded, lambda layer: _Placeholder(names[id(layer)], layer))
-    size = config["sample_size"]
-    height, width = size if isinstance(size, list | tuple) else (size, size)
-    shape = (config["in_channels"], height, width)
+    types = {name: (torch.int64, ov.Type.i64) if name == "t" else (torch.float32, ov.Type.f32) for name in shapes}
+    examples = {name: [2 if size < 0 else size for size in shape] for name, shape in shapes.items()}
     with torch.no_grad(), warnings.catch_warnings():
         # diffusers' checks of channel counts become constants: they hold for every batch
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         warnings.filterwarnings("ignore", "`torch.jit.trace", DeprecationWarning)  # OpenVINO's choice
         graph = ov.convert_model(
             Network(unet),
-            example_input=(torch.zeros(2, *shape), torch.zeros(2, dtype=torch.int64)),
-            input=[(ov.PartialShape([-1, *shape]), ov.Type.f32), (ov.PartialShape([-1]), ov.Type.i64)],
+            example_input=tuple(torch.zeros(shape, dtype=types[name][0]) for name, shape in examples.items()),
+            input=[(ov.PartialShape(shape), types[name][1]) for name, shape in shapes.items()],
             extension=[ConversionExtension("edadm::integer_layer", lambda context: _convert(context, loaded.layers))],
         )
-    for port, name in zip(graph.inputs, ("x", "t"), strict=True):
+    for port, name in zip(graph.inputs, shapes, strict=True):
         port.get_tensor().set_names({name})
     # the graph and the other nodes are named by running numbers of the process: two builds would differ
-    graph.set_friendly_name(config["_class_name"])
+    graph.set_friendly_name(loaded.config["_class_name"])
     for number, node in enumerate(graph.get_ordered_ops()):
         name = node.get_friendly_name()
         if node.get_type_name() != "Parameter" and name.removesuffix(".weight") not in loaded.layers:
             node.set_friendly_name(f"{node.get_type_name()}_{number}")
     return graph
+
+
+def _inputs(config: dict[str, Any]) -> dict[str, list[int]]:
+    """The network's inputs and their shapes, -1 where any size will do; InputError when it needs others than these."""
+    known = {"UNet2DModel": (), "UNet2DConditionModel": ("context",)}
+    further = [key for key in _FURTHER_INPUTS if config.get(key) is not None]
+    if config["_class_name"] not in known or further:
+        reason = f"{further[0]} is set" if further else f"this is a {config['_class_name']}"
+        raise InputError(f"the cpu engine runs {' and '.join(known)} of x, t and a context only; {reason}")
+    size = config["sample_size"]
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    shapes = {"x": [-1, config["in_channels"], height, width], "t": [-1]}
+    return shapes | {name: [-1, -1, config["cross_attention_dim"]] for name in known[config["_class_name"]]}
 
 
 def layer_nodes(x: ov.Output, name: str, layer: IntegerLayer) -> ov.Output:

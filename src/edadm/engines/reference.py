@@ -51,15 +51,16 @@ class IntegerReference(nn.Module):
 
 
 class Network(nn.Module):
-    """A diffusers U-Net as a plain function ``(x, t) -> output``, all tensors."""
+    """A diffusers U-Net as a plain function ``(x, t) -> output`` or ``(x, t, context) -> output``, all tensors."""
 
     def __init__(self, unet: nn.Module) -> None:
         super().__init__()
         self.unet = unet
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """Take x float32 (n, c, h, w) and t int64 (n,) to float32 (n, c, h, w)."""
-        return self.unet(x, t, return_dict=False)[0]
+    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+        """Take x float32 (n, c, h, w), t int64 (n,), perhaps context float32 (n, tokens, width) to (n, c, h, w)."""
+        inputs = (x, t) if context is None else (x, t, context)
+        return self.unet(*inputs, return_dict=False)[0]
 
 
 def load(folder: Path) -> Network:

@@ -44,8 +44,8 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
     return ((found.double() - expected.double()).norm() / expected.double().norm()).item()
 
 
-def layer_inputs(loaded: checkpoint.QuantizedCheckpoint, x: Tensor, t: Tensor) -> dict[str, Tensor]:
-    """The integers (int32) that reach every layer in a reference run on x, t."""
+def layer_inputs(loaded: checkpoint.QuantizedCheckpoint, *inputs: Tensor) -> dict[str, Tensor]:
+    """The integers (int32) that reach every layer in a reference run on the network inputs x, t and perhaps context."""
     names = {id(layer): name for name, layer in loaded.layers.items()}
     found: dict[str, Tensor] = {}
 
@@ -54,7 +54,7 @@ def layer_inputs(loaded: checkpoint.QuantizedCheckpoint, x: Tensor, t: Tensor) -
             found[names[id(self.layer)]] = reference.quantize(x, self.layer)
             return super().forward(x)
 
-    reference.Network(checkpoint.build_unet(loaded, Recording))(x, t)
+    reference.Network(checkpoint.build_unet(loaded, Recording))(*inputs)
     return found
 
 
@@ -81,8 +81,8 @@ def without_onednn() -> Iterator[None]:
 
 
 @torch.no_grad()
-def verify(quantized: Path, engine: Path, x: Tensor, t: Tensor, threads: int) -> dict[str, Any]:
-    """Compare the CPU engine (f32 body) with the exact reference on network inputs x (n, c, h, w), t (n,).
+def verify(quantized: Path, engine: Path, x: Tensor, *rest: Tensor, threads: int) -> dict[str, Any]:
+    """Compare the CPU engine (f32 body) with the exact reference on network inputs x (n, c, h, w), t (n,), context.
 
     ``worst_layer_error`` is the largest of :func:`layer_error`. The other numbers are :func:`relative_error` of whole
     outputs. They cannot be 0: where sums in another order move a value over a rounding tie, an integer changes, and
@@ -90,15 +90,15 @@ def verify(quantized: Path, engine: Path, x: Tensor, t: Tensor, threads: int) ->
     PyTorch's own convolution kernels instead of oneDNN's.
     """
     loaded = checkpoint.load(quantized)
-    integers = layer_inputs(loaded, x[:4], t[:4])
+    integers = layer_inputs(loaded, *(value[:4] for value in (x, *rest)))
     errors = {name: layer_error(name, layer, integers[name]) for name, layer in loaded.layers.items()}
     compiled = cpu.load(engine, min(len(x), BATCH), threads=threads)
     in_int8, total = cpu.int8_layers(compiled.compiled)
     simulation = reference.Network(checkpoint.build_unet(loaded, Simulation))
-    expected, simulated = reference.load(quantized)(x, t), simulation(x, t)
+    expected, simulated = reference.load(quantized)(x, *rest), simulation(x, *rest)
     with without_onednn():
-        elsewhere = simulation(x, t)
-    found = compiled(x, t)
+        elsewhere = simulation(x, *rest)
+    found = compiled(x, *rest)
     worst = max(errors, key=errors.get, default=None)
     return {
         "layers": len(loaded.layers),

@@ -20,7 +20,7 @@ from edadm import engines
 from edadm.engines.reference import Network
 from edadm.errors import InputError
 from edadm.params import EngineParams, LatencyParams
-from edadm.systems.system import load
+from edadm.systems.system import load, load_unet
 
 log = logging.getLogger(__name__)
 
@@ -60,15 +60,15 @@ def measure(
     """
     if "fp32" not in engine_dirs:
         raise InputError("latency: the engine of variant fp32 is needed as a baseline")
-    shape = engines.input_shape(engine_dirs["fp32"])
-    eager = Network(load(checkpoint_dir).unet.eval())
+    timed, eager = load(checkpoint_dir), Network(load_unet(checkpoint_dir))
     rows = []
     for batch in settings.batches:
-        x = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))
+        x = torch.randn(batch, *timed.shape, generator=torch.Generator().manual_seed(0))
         t = torch.full((batch,), 500, dtype=torch.int64)
+        inputs = (x, t, *timed.contexts(range(batch), guidance=1.0))
         with _pytorch_threads(engine.threads), torch.inference_mode():
             networks = {"pytorch-fp32-eager": eager} | _engines(engine_dirs, batch, engine)
-            calls = {name: partial(network, x, t) for name, network in networks.items()}
+            calls = {name: partial(network, *inputs) for name, network in networks.items()}
             times = interleaved(calls, settings.rounds)
         for name, seconds in times.items():
             milliseconds = {"median_ms": 1e3 * median(seconds), "min_ms": 1e3 * min(seconds)}

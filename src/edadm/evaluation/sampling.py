@@ -17,14 +17,18 @@ from edadm.errors import InputError
 from edadm.evaluation import samples
 from edadm.files import atomic_folder, sha256
 from edadm.params import SamplerParams, SamplingParams
-from edadm.systems import samplers, system
+from edadm.systems import class_embedder, samplers, system
+from edadm.systems.system import System
 
 
-def fingerprint(engine: Path, sampler: SamplerParams, sampling: SamplingParams, settings: dict) -> str:
-    """What a shard's bytes depend on: the engine's files, the sampler, seeds, batch, and the sampling code."""
+def fingerprint(
+    engine: Path, checkpoint: Path, sampler: SamplerParams, sampling: SamplingParams, settings: dict
+) -> str:
+    """What a shard's bytes depend on: engine, the checkpoint but for its U-Net, sampler, seeds, batch, the code."""
     parts = [json.dumps([asdict(sampler), sampling.seed, sampling.batch, sampling.shard, settings], sort_keys=True)]
     parts += [sha256(path) for path in sorted(engine.iterdir()) if path.suffix in (".bin", ".xml", ".safetensors")]
-    parts += [sha256(Path(module.__file__)) for module in (samplers, system)]
+    parts += [sha256(path) for path in sorted(checkpoint.rglob("*.*")) if path.parent.name != "unet"]
+    parts += [sha256(Path(module.__file__)) for module in (class_embedder, samplers, system)]
     parts += [sha256(Path(__file__)), torch.__version__]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -35,19 +39,19 @@ def to_uint8(images: Tensor) -> np.ndarray:
 
 
 def draw(
-    network: samplers.Network,
-    diffusion: samplers.Diffusion,
-    sampler: SamplerParams,
-    shape: tuple[int, int, int],
-    seeds: range,
+    network: samplers.Network | samplers.ConditionalNetwork, drawn: System, sampler: SamplerParams, seeds: range
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """The steps of the sampler from the noise of ``seeds``; the last x after a step is the sample."""
-    noise, generators = system.noise(seeds, shape)
+    """What the sampler yields from the noise of ``seeds``; the last x is what ``drawn.decode`` makes images of."""
+    noise, generators = system.noise(seeds, drawn.shape)
+    steps = system.step_list(drawn.diffusion, sampler)
+    network = samplers.conditioned(network, drawn.contexts(seeds, sampler.guidance), sampler.guidance)
+    if sampler.name == "plms":
+        return samplers.plms(network, noise, drawn.diffusion, steps)
 
     def fresh() -> Tensor:
-        return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+        return torch.stack([torch.randn(drawn.shape, generator=generator) for generator in generators])
 
-    return samplers.ddim(network, noise, diffusion, system.step_list(diffusion, sampler), sampler.eta, fresh)
+    return samplers.ddim(network, noise, drawn.diffusion, steps, sampler.eta, fresh)
 
 
 def shard_seeds(sampling: SamplingParams, images: int) -> list[range]:
@@ -57,21 +61,23 @@ def shard_seeds(sampling: SamplingParams, images: int) -> list[range]:
 
 
 @torch.no_grad()
-def make_shard(draw_batch: Callable[[range], Tensor], seeds: range, batch: int, path: Path, mark: str) -> None:
-    """Draw the images of ``seeds`` and write them to ``path``."""
+def make_shard(
+    draw_batch: Callable[[range], Tensor], seeds: range, labels: Tensor | None, batch: int, path: Path, mark: str
+) -> None:
+    """Draw the images of ``seeds`` and write them to ``path``, with their labels if they have any."""
     images = []
     starts = range(seeds.start, seeds.stop, batch)
     for start in tqdm(starts, desc=f"samples: {path.stem}", unit="batch"):
         images.append(to_uint8(draw_batch(range(start, min(start + batch, seeds.stop)))))
-    samples.write_shard(path, np.concatenate(images), np.array(seeds), mark)
+    classes = None if labels is None else labels.numpy()
+    samples.write_shard(path, np.concatenate(images), np.array(seeds), mark, classes)
 
 
 def run(
-    load_network: Callable[[], samplers.Network],
-    diffusion: samplers.Diffusion,
+    load_network: Callable[[], samplers.Network | samplers.ConditionalNetwork],
+    drawn: System,
     sampler: SamplerParams,
     sampling: SamplingParams,
-    shape: tuple[int, int, int],
     images: int,
     mark: str,
     scratch: Path,
@@ -93,11 +99,11 @@ def run(
         network = load_network()
 
         def draw_batch(seeds: range) -> Tensor:
-            last = deque(draw(network, diffusion, sampler, shape, seeds), maxlen=1)
-            return last[0][2]
+            last = deque(draw(network, drawn, sampler, seeds), maxlen=1)
+            return drawn.decode(last[0][2])
 
         for index in missing:
-            make_shard(draw_batch, shards[index], sampling.batch, paths[index], mark)
+            make_shard(draw_batch, shards[index], drawn.labels(shards[index]), sampling.batch, paths[index], mark)
     if only is None:
         with atomic_folder(out) as folder:
             for path in paths.values():

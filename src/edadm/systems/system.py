@@ -1,52 +1,95 @@
-"""A system: a checkpoint folder in diffusers layout, with what is needed to draw images from its U-Net."""
+"""A system: a checkpoint folder in diffusers layout, with what is needed to draw images from its U-Net.
 
+``unet/`` and ``scheduler/`` are always there; ``vae/`` makes the system a latent one, ``class_embedder/`` a
+class-conditional one.
+"""
+
+import hashlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, UNet2DModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, UNet2DModel, VQModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from edadm.errors import InputError
-from edadm.files import atomic_folder, sha256
+from edadm.files import atomic_folder, read_json
 from edadm.params import CheckpointParams, SamplerParams
-from edadm.systems import samplers
+from edadm.systems import class_embedder, samplers
+from edadm.systems.class_embedder import ClassEmbedder
 
 WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
+PARTS = ("class_embedder", "scheduler", "unet", "vae")
+UNETS = (UNet2DModel, UNet2DConditionModel)
+AUTOENCODERS = (AutoencoderKL, VQModel)
+
+
+def weights_sha256(folder: Path) -> str:
+    """SHA-256 of all weights of a checkpoint: that of ``cat FOLDER/*/*.safetensors``."""
+    digest = hashlib.sha256()
+    for path in sorted(path for part in PARTS for path in (folder / part).glob("*.safetensors")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def fetch_checkpoint(params: CheckpointParams, out: Path) -> None:
     """Copy the checkpoint folder ``params.source`` to ``out``, once the hash of its weights is right."""
     source = Path(params.source)
-    weights = source / WEIGHTS
-    if not weights.is_file():
+    if not (source / WEIGHTS).is_file():
         raise InputError(f"checkpoint.source: {source} holds no {WEIGHTS}")
-    found = sha256(weights)
+    found = weights_sha256(source)
     if found != params.sha256:
         raise InputError(
-            f"{weights}: its SHA-256 is {found}, but params.yaml expects {params.sha256}; "
-            "restore the file, or change checkpoint.sha256 if the new weights are meant"
+            f"{source}: the SHA-256 of its weights is {found}, but params.yaml expects {params.sha256}; "
+            "restore the files, or change checkpoint.sha256 if the new weights are meant"
         )
     with atomic_folder(out) as folder:
-        for part in ("unet", "scheduler"):
-            shutil.copytree(source / part, folder / part)
+        for part in PARTS:
+            if (source / part).is_dir():
+                shutil.copytree(source / part, folder / part)
 
 
 @dataclass(frozen=True)
 class System:
-    """A loaded checkpoint: its float U-Net and its diffusion process."""
+    """A checkpoint but for its U-Net: from seeds to the network's inputs, and from what is sampled to images."""
 
-    unet: nn.Module
+    shape: tuple[int, int, int]  # of what the sampler works on: pixels or latents
     diffusion: samplers.Diffusion
-    shape: tuple[int, int, int]  # of what the sampler works on
+    embedder: ClassEmbedder | None  # of a class-conditional system
+    autoencoder: nn.Module | None  # of a latent system
 
+    def labels(self, seeds: range) -> Tensor | None:
+        """The class (n,) int64 that each seed shows, None without classes: any ``classes`` seeds in a row show all."""
+        return None if self.embedder is None else torch.tensor(seeds) % self.embedder.null
 
-def load_diffusion(checkpoint: Path) -> samplers.Diffusion:
-    """The diffusion process of a checkpoint folder, from its scheduler's configuration."""
-    _require(checkpoint, Path("scheduler") / "scheduler_config.json")
-    return samplers.Diffusion.from_scheduler(DDIMScheduler.from_pretrained(checkpoint / "scheduler"))
+    def contexts(self, seeds: range, guidance: float) -> tuple[Tensor, ...]:
+        """What ``samplers.conditioned`` takes, each (n, tokens, width): none, the labels', or null's and the labels'.
+
+        ``guidance`` 1 needs no unconditional rows. InputError for guidance without a condition.
+        """
+        if self.embedder is None:
+            if guidance != 1:
+                raise InputError(f"sampler.guidance: {guidance} needs a conditional checkpoint; this one takes 1 only")
+            return ()
+        labels = self.labels(seeds)
+        conditional = self.embedder(labels)
+        if guidance == 1:
+            return (conditional,)
+        return self.embedder(torch.full_like(labels, self.embedder.null)), conditional
+
+    @torch.no_grad()
+    def decode(self, x: Tensor) -> Tensor:
+        """What was sampled (n, c, h, w) as images in [-1, 1] (n, channels, H, W).
+
+        Latents go through the autoencoder one by one: a convolution's last bits depend on its batch, an image must not.
+        """
+        if self.autoencoder is None:
+            return x
+        scale = self.autoencoder.config.scaling_factor
+        return torch.cat([self.autoencoder.decode(row / scale).sample for row in x.split(1)])
 
 
 def _require(checkpoint: Path, *files: Path) -> None:
@@ -56,22 +99,45 @@ def _require(checkpoint: Path, *files: Path) -> None:
             raise InputError(f"{checkpoint}: not a checkpoint in diffusers layout, it has no {file}")
 
 
-def load(checkpoint: Path) -> System:
-    """Load a checkpoint folder; InputError when something is missing or unreadable."""
-    checkpoint = Path(checkpoint)
-    _require(checkpoint, Path("unet") / "config.json", WEIGHTS)
+def _load_part(checkpoint: Path, part: str, classes: tuple[type, ...]) -> nn.Module:
+    """The network in the folder ``part``, of one of the diffusers ``classes``, in float32 and not to be trained."""
+    folder = checkpoint / part
+    _require(checkpoint, Path(part) / "config.json", Path(part) / WEIGHTS.name)
+    known = {kind.__name__: kind for kind in classes}
+    name = read_json(folder / "config.json").get("_class_name")
+    if name not in known:
+        raise InputError(f"{folder}: _class_name {name!r} is not one of {', '.join(known)}")
     try:
-        unet = UNet2DModel.from_pretrained(checkpoint / "unet", low_cpu_mem_usage=False, local_files_only=True).eval()
+        network = known[name].from_pretrained(folder, low_cpu_mem_usage=False, local_files_only=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{checkpoint}: diffusers cannot load the U-Net ({reason})") from error
-    side = unet.config.sample_size
-    return System(unet.requires_grad_(False), load_diffusion(checkpoint), (unet.config.in_channels, side, side))
+        raise InputError(f"{folder}: diffusers cannot load it ({' '.join(str(error).split())})") from error
+    return network.eval().requires_grad_(False)
+
+
+def load_unet(checkpoint: Path) -> nn.Module:
+    """The float U-Net of a checkpoint folder; InputError when it is missing or unreadable."""
+    return _load_part(Path(checkpoint), "unet", UNETS)
+
+
+def load(checkpoint: Path) -> System:
+    """Load all of a checkpoint folder but the U-Net's weights; InputError when something is missing or unreadable."""
+    checkpoint = Path(checkpoint)
+    _require(checkpoint, Path("unet") / "config.json", Path("scheduler") / "scheduler_config.json")
+    config: dict[str, Any] = read_json(checkpoint / "unet" / "config.json")
+    side = config["sample_size"]
+    return System(
+        shape=(config["in_channels"], side, side),
+        diffusion=samplers.Diffusion.from_scheduler(DDIMScheduler.from_pretrained(checkpoint / "scheduler")),
+        embedder=class_embedder.load(checkpoint / "class_embedder")
+        if (checkpoint / "class_embedder").is_dir()
+        else None,
+        autoencoder=_load_part(checkpoint, "vae", AUTOENCODERS) if (checkpoint / "vae").is_dir() else None,
+    )
 
 
 def step_list(diffusion: samplers.Diffusion, sampler: SamplerParams) -> list[int]:
     """The timesteps that the sampler visits, in order."""
-    return samplers.timesteps(sampler.spacing, sampler.steps, len(diffusion.alphas_cumprod))
+    return samplers.timesteps(sampler.spacing, sampler.steps, len(diffusion.alphas_cumprod), diffusion.offset)
 
 
 def noise(seeds: range, shape: tuple[int, int, int]) -> tuple[Tensor, list[torch.Generator]]:

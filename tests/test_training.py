@@ -1,0 +1,99 @@
+"""Training of the embedded models, on a few random images: what it writes is a checkpoint of the right kind."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from diffusers import DDIMScheduler
+from torch import nn
+
+from edadm.systems import fashion_mnist, system
+from edadm.systems.class_embedder import ClassEmbedder
+from edadm.training import autoencoder, diffusion, latent
+
+SCHEDULER = {"prediction_type": "v_prediction", "clip_sample": False}
+SETTINGS = {"batch": 8, "learning_rate": 0.01, "ema_decay": 0.9, "seed": 0}
+
+
+@pytest.fixture
+def few_images(monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (40, 32, 32, 1), dtype=np.uint8)
+    monkeypatch.setattr(fashion_mnist, "load", lambda split, folder: (images, np.arange(40, dtype=np.uint8) % 10))
+    return images
+
+
+def rows(path: Path) -> list[list[str]]:
+    with path.open() as file:
+        return list(csv.reader(file))
+
+
+def test_a_pixel_system(tmp_path: Path, few_images: np.ndarray) -> None:
+    unet = {key: tiny.unet().config[key] for key in ("block_out_channels", "down_block_types", "up_block_types")}
+    unet |= {"layers_per_block": 1, "norm_num_groups": 4}
+    diffusion.train(tmp_path, tmp_path, unet, SCHEDULER, cycles=[16, 24], **SETTINGS)
+    assert system.load(tmp_path).shape == (1, 32, 32)
+    assert tuple(system.load_unet(tmp_path).config.block_out_channels) == unet["block_out_channels"]
+    assert rows(tmp_path / "training.csv")[0] == ["images", "loss"] and rows(tmp_path / "training.csv")[1][0] == "40"
+
+
+def test_a_latent_class_conditional_system(tmp_path: Path, few_images: np.ndarray) -> None:
+    keys = ("block_out_channels", "down_block_types", "up_block_types", "layers_per_block", "norm_num_groups")
+    unet = {key: tiny.conditional_unet().config[key] for key in (*keys, "cross_attention_dim", "attention_head_dim")}
+    model = {key: tiny.autoencoder().config[key] for key in (*keys, "latent_channels")}
+    vae = {"model": model, "seen": 32, "batch": 8, "learning_rate": 0.01, "kl_weight": 0.01, "seed": 0}
+    latent.train(tmp_path, tmp_path, vae, unet, SCHEDULER, cycles=[24], label_drop=0.1, **SETTINGS)
+    trained = system.load(tmp_path)
+    assert trained.shape == (4, 8, 8)
+    assert trained.embedder.null == 10
+    assert trained.decode(torch.zeros(2, 4, 8, 8)).shape == (2, 1, 32, 32)
+    assert system.load_unet(tmp_path).config.cross_attention_dim == tiny.CONTEXT
+    assert [rows(tmp_path / name)[1][0] for name in ("vae/training.csv", "training.csv")] == ["32", "24"]
+    # latents times the scaling factor have a standard deviation of 1
+    images = torch.from_numpy(few_images).permute(0, 3, 1, 2) / 127.5 - 1
+    encoded = autoencoder.encode(trained.autoencoder, images, seed=0)
+    assert (encoded * trained.autoencoder.config.scaling_factor).std().item() == pytest.approx(1, rel=1e-4)
+
+
+def test_an_autoencoder_learns_and_its_divergence_is_the_closed_form() -> None:
+    images = torch.zeros(16, 1, 32, 32) - 1
+    images[:, :, 8:24, 8:24] = torch.rand(16, 1, 1, 1, generator=torch.Generator().manual_seed(0))
+    model = {key: tiny.autoencoder().config[key] for key in ("block_out_channels", "down_block_types")}
+    model |= {"up_block_types": ("UpDecoderBlock2D",) * 3, "latent_channels": 4, "norm_num_groups": 4}
+    _, losses = autoencoder.train(images, model, 240, 8, 0.01, 0.0, 0)
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+    mean, logvar = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    found = autoencoder._divergence(mean, logvar)
+    own = torch.distributions.Normal(mean, (0.5 * logvar).exp())
+    expected = torch.distributions.kl_divergence(own, torch.distributions.Normal(torch.zeros(()), torch.ones(())))
+    assert torch.allclose(found, expected.flatten(1).sum(1), rtol=1e-5)
+
+
+class Recorder(nn.Module):
+    """A stand-in for the network that keeps the labels it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedder = ClassEmbedder(10, 2)
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.seen: list[torch.Tensor] = []
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        self.seen.append(labels)
+        return x * self.weight + 0 * self.embedder(labels).sum()
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.1, 1.0])
+def test_labels_are_dropped_for_guidance(drop: float) -> None:
+    model, labels = Recorder(), torch.arange(200) % 10
+    data = torch.randn(200, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    settings = {"steps": 40, "batch": 50, "learning_rate": 0.01, "ema_decay": 0.9, "seed": 0, "name": "test"}
+    diffusion.train_cycle(model, DDIMScheduler(), data, **settings, labels=labels, label_drop=drop)
+    seen = torch.cat(model.seen)
+    dropped = (seen == model.embedder.null).float().mean().item()
+    assert dropped == pytest.approx(drop, abs=0.03)
+    if drop == 0:
+        assert torch.bincount(seen).tolist() == [200] * 10  # ten epochs: every label as often as the data has it
