@@ -74,6 +74,9 @@ def test_unknown_names(accessor: str) -> None:
     [
         ("variants.w4a8.wieghts", 4, ["unknown key", "weights"]),
         ("surprise", 1, ["unknown key", "pipeline"]),
+        (f"{SYSTEM}.sampler.guidance", 0.5, ["0.5", "at least 1"]),
+        (f"{SYSTEM}.sampler.name", "euler", ["'euler'", "ddim, plms"]),
+        (f"{SYSTEM}.sampler", {"name": "plms", "steps": 20, "spacing": "leading", "eta": 1.0}, ["eta", "plms adds no"]),
         ("variants.w4a8.weights", "four", ["'four'", "whole number", "2 to 8"]),
         ("variants.w4a8.weights", 9, ["9", "2 to 8, or 32"]),
         ("variants.w4a8.weights", 1, ["1", "2 to 8, or 32"]),

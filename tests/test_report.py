@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -308,6 +309,21 @@ def test_without_fp32_there_is_no_ratio(results: Path, tmp_path: Path) -> None:
     tables.write(params, results, tmp_path)
     assert [row["fid_ratio"] for row in read_table(tmp_path / "quality.csv")] == [""]
     page.write(params, results, tmp_path / "report.html")
+
+
+def test_class_accuracy_of_a_conditional_system(results: Path, html: str, tmp_path: Path) -> None:
+    assert "Right class" not in html
+    copy = tmp_path / "results"
+    shutil.copytree(results, copy)
+    for number, variant in enumerate(VARIANTS):
+        path = copy / "fashion-ddim" / variant / "metrics.json"
+        write_json(path, json.loads(path.read_text()) | {"class_accuracy": 0.875 - number / 10})
+    tables.write(make_params(), copy, tmp_path / "tables")
+    with (tmp_path / "tables" / "quality.csv").open() as file:
+        assert [row["class_accuracy"] for row in csv.DictReader(file)][:2] == ["0.875", "0.775"]
+    page.write(make_params(), copy, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert "Right class" in text and "<td>87.5<span" in text
 
 
 def test_same_inputs_give_the_same_bytes(results: Path, html: str, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ MEASURES = (
     "feature_distance_fp32",
     "confident_share",
 )
-QUALITY = ("run", "system", "variant", "n", "fid", "fid_ratio", *MEASURES[2:])
+QUALITY = ("run", "system", "variant", "n", "fid", "fid_ratio", *MEASURES[2:], "class_accuracy")
 SIZES = ("unet_fp32_bytes", "quantized_file_bytes", "payload_bytes", "arithmetic_bytes", "engine_bytes")
 SIZE = ("system", "variant", *SIZES, "ratio_to_fp32")
 CHECKS = ("layers", "layers_in_int8", "worst_layer_error", "engine_to_reference", "floor", "images")
@@ -54,12 +54,13 @@ def ratio(value: float | None, base: float | None) -> float | None:
 def quality(params: Any, results: Path, protocol: str = "demo") -> list[dict[str, Any]]:
     """A row per listed run, with the columns ``QUALITY``; InputError when a run has no metrics yet.
 
-    ``fid_ratio`` is None where the system has no fp32 run in the list.
+    ``fid_ratio`` is None where the system has no fp32 run in the list, ``class_accuracy`` where it has no classes.
     """
     rows = []
     for name, run in params.runs.items():
         path = results / run.system / run.variant / METRICS_FILE[protocol]
-        measures = pick(read_json(path), MEASURES, path)
+        content = read_json(path)
+        measures = pick(content, MEASURES, path) | {"class_accuracy": content.get("class_accuracy")}
         rows.append({"run": name, "system": run.system, "variant": run.variant, **measures})
     fp32 = {row["system"]: row["fid"] for row in rows if row["variant"] == "fp32"}
     for row in rows:
