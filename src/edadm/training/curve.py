@@ -18,7 +18,8 @@ def write(folder: Path, losses: list[float], batch: int) -> None:
         writer.writerow(["images", "loss"])
         writer.writerows((images, f"{loss:.6f}") for images, loss in zip(seen, means, strict=True))
     figure = Figure(figsize=(7, 3.5), dpi=110, layout="constrained")
-    axes = figure.add_subplot(xlabel="images seen (thousands)", ylabel=f"loss, mean of {EVERY} steps", yscale="log")
+    axes = figure.add_subplot(xlabel="images seen (thousands)", ylabel=f"loss, mean of {EVERY} steps")
     axes.plot([images / 1000 for images in seen], means)
-    axes.grid(alpha=0.3, which="both")
+    axes.set_ylim(0.95 * min(means), 2 * min(means))  # the first steps would flatten the rest
+    axes.grid(alpha=0.3)
     figure.savefig(folder / "training.png", metadata={"Software": None})  # the same bytes from any version
