@@ -73,6 +73,7 @@ def test_unknown_names(accessor: str) -> None:
     ("key", "value", "parts"),
     [
         ("variants.w4a8.wieghts", 4, ["unknown key", "weights"]),
+        ("variants.w4a8.attention", 16, ["16", "8, or 32"]),
         ("surprise", 1, ["unknown key", "pipeline"]),
         (f"{SYSTEM}.sampler.guidance", 0.5, ["0.5", "at least 1"]),
         (f"{SYSTEM}.sampler.name", "euler", ["'euler'", "ddim, plms"]),

@@ -12,6 +12,7 @@ from edadm.quantization.quantizer import (
     activation_range,
     coin_flips,
     fake_quantize,
+    symmetric_range,
     weight_grid,
     weight_scale,
 )
@@ -131,3 +132,23 @@ def test_split_shortcut_is_the_whole_convolution() -> None:
     split = SplitShortcut(whole, 7, 4, 8)
     x = torch.randn(2, 10, 5, 5)
     assert torch.allclose(split(x), whole(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_symmetric_range_is_the_best_of_its_candidates(signed: bool) -> None:
+    """Against a plain loop over hundredths of the widest range."""
+    generator = torch.Generator().manual_seed(0)
+    histogram = torch.randint(0, 50, (64,), generator=generator).float()
+    smallest, largest, bits = (-2.0 if signed else 0.0), 3.0, 4
+    low, high = (-8, 7) if signed else (0, 15)
+    centres = smallest + (largest - smallest) / 64 * (torch.arange(64) + 0.5)
+    widest = max(largest / high, smallest / low if low else 0)
+    assert symmetric_range(histogram, smallest, largest, bits, "minmax", signed) == pytest.approx(widest)
+
+    def error(scale: float) -> float:
+        rounded = (centres / scale).round().clamp(low, high) * scale
+        return ((centres - rounded).abs() ** 2.4 @ histogram).item()
+
+    candidates = [widest * k / 100 for k in range(1, 101)]
+    found = symmetric_range(histogram, smallest, largest, bits, "mse", signed)
+    assert found == pytest.approx(min(candidates, key=error))

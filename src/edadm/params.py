@@ -184,6 +184,7 @@ class Recipe(_Settings):
     reconstruction: Reconstruction = field(default_factory=Reconstruction)
     eight_bit: tuple[str, ...] = ("conv_in", "conv_out")
     split_shortcut: bool = True
+    attention: int = _checked("8, or 32 (not quantized)", lambda value: value in (8, 32), default=32)
 
 
 @dataclass

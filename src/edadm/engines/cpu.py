@@ -10,6 +10,8 @@ bits packed), ``engine.json`` and ``size.json``; ``load`` compiles it for one ba
 - FakeQuantize always has 256 levels: with any other number but 16 the layer silently runs in float. Fewer bits are a
   bound before it.
 - Weights are int8 constants when the graph is compiled: as 4-bit constants the layer silently runs in float.
+- Products of two activations (attention) run in int8 when neither operand has a zero point, else silently in float;
+  both products and the softmax between them may become one node, a "Subgraph".
 - Layers of one input or output channel, odd channel counts and linears of one row do run in int8.
 - Without VNNI or AMX the int8 kernels saturate sums of two products at 16 bits, silently: 4 to 17 % wrong.
 """
@@ -17,6 +19,7 @@ bits packed), ``engine.json`` and ``size.json``; ``load`` compiles it for one ba
 import os
 import platform
 import warnings
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,9 +36,11 @@ from edadm.engines.reference import Network
 from edadm.errors import InputError
 from edadm.files import atomic_folder, read_json, write_json
 from edadm.quantization import checkpoint
+from edadm.quantization.attention import OPERANDS, Scales
 from edadm.quantization.checkpoint import IntegerLayer, QuantizedCheckpoint
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+PRODUCTS = ("q", "softmax")  # an attention's products are called by their first operands
 BODIES = ("f32", "bf16")
 SAFE_WEIGHT = 63  # 2 * 255 * 63 < 2**15: two products fit into 16 bits
 # settings of diffusers' U-Nets that ask for inputs which no system here has
@@ -81,7 +86,8 @@ def deploy(quantized: Path, out: Path) -> None:
             "inputs": {port.any_name: [_size(axis) for axis in port.partial_shape] for port in graph.inputs},
             "output": [_size(axis) for axis in graph.output(0).partial_shape],
             "layers": list(loaded.layers),
-            "largest_weight": max((int(layer.weight.abs().max()) for layer in loaded.layers.values()), default=0),
+            "products": [f"{name}.{operand}" for name in loaded.attention for operand in PRODUCTS],
+            "largest_weight": _largest_weight(loaded),
             "versions": {name: version(name) for name in ("openvino", "torch", "diffusers")},
         }
         write_json(folder / "engine.json", description)
@@ -116,9 +122,10 @@ def load(engine_dir: Path, batch: int, body: str = "f32", threads: int = 2, cach
     unpack_weights(graph)
     graph.reshape({name: [batch, *shape[1:]] for name, shape in description["inputs"].items()})
     compiled = compile_graph(core, graph, body, threads, cache_dir)
-    missing = sorted(set(description["layers"]) - int8_names(compiled))
+    expected = {*description["layers"], *description["products"]}
+    missing = sorted(expected - int8_names(compiled))
     if missing:
-        total = len(description["layers"])
+        total = len(expected)
         raise InputError(f"{folder}: {len(missing)} of {total} layers would not run in int8, first {missing[0]}")
     return CpuEngine(compiled, batch)
 
@@ -140,13 +147,14 @@ def compile_graph(
 
 def int8_layers(compiled: ov.CompiledModel) -> tuple[int, int]:
     """How many convolutions and linears the compiled graph runs in int8, and how many it has."""
-    nodes = _layer_nodes(compiled)
+    nodes = _nodes(compiled, ("Convolution", "FullyConnected"))
     return sum(integer for integer, _ in nodes), len(nodes)
 
 
 def int8_names(compiled: ov.CompiledModel) -> set[str]:
-    """Names of the original layers inside the nodes that run in int8."""
-    return {name for integer, names in _layer_nodes(compiled) if integer for name in names}
+    """Names of the original layers, and products of attentions, inside the nodes that run in int8."""
+    nodes = _nodes(compiled, ("Convolution", "FullyConnected", "MatMul", "Subgraph"))
+    return {name for integer, names in nodes if integer for name in names}
 
 
 def has_int8_dot() -> bool:
@@ -173,7 +181,12 @@ def build_graph(loaded: QuantizedCheckpoint) -> ov.Model:
     """
     shapes = _inputs(loaded.config)
     names = {id(layer): name for name, layer in loaded.layers.items()}
-    unet = checkpoint.build_unet(loaded, lambda layer: _Placeholder(names[id(layer)], layer))
+    attentions = {id(scales): name for name, scales in loaded.attention.items()}
+    unet = checkpoint.build_unet(
+        loaded,
+        lambda layer: _Placeholder(names[id(layer)], layer),
+        lambda scales: partial(_placeholder_product, attentions[id(scales)]),
+    )
     types = {name: (torch.int64, ov.Type.i64) if name == "t" else (torch.float32, ov.Type.f32) for name in shapes}
     examples = {name: [2 if size < 0 else size for size in shape] for name, shape in shapes.items()}
     with torch.no_grad(), warnings.catch_warnings():
@@ -184,7 +197,10 @@ def build_graph(loaded: QuantizedCheckpoint) -> ov.Model:
             Network(unet),
             example_input=tuple(torch.zeros(shape, dtype=types[name][0]) for name, shape in examples.items()),
             input=[(ov.PartialShape(shape), types[name][1]) for name, shape in shapes.items()],
-            extension=[ConversionExtension("edadm::integer_layer", lambda context: _convert(context, loaded.layers))],
+            extension=[
+                ConversionExtension("edadm::integer_layer", lambda context: _convert(context, loaded.layers)),
+                ConversionExtension("edadm::product", lambda context: _convert_product(context, loaded.attention)),
+            ],
         )
     for port, name in zip(graph.inputs, shapes, strict=True):
         port.get_tensor().set_names({name})
@@ -192,7 +208,14 @@ def build_graph(loaded: QuantizedCheckpoint) -> ov.Model:
     graph.set_friendly_name(loaded.config["_class_name"])
     for number, node in enumerate(graph.get_ordered_ops()):
         name = node.get_friendly_name()
-        if node.get_type_name() != "Parameter" and name.removesuffix(".weight") not in loaded.layers:
+        named = name.removesuffix(".weight") in loaded.layers or name.rpartition(".")[0] in loaded.attention
+        if node.get_type_name() == "Parameter" or named:
+            continue
+        source = node.input_value(0).get_node().get_friendly_name() if node.get_input_size() else ""
+        if source.rpartition(".")[0] in loaded.attention and "/" not in source:
+            # what follows a product, mostly its scaling: OpenVINO merges them, and keeps this name alone
+            node.set_friendly_name(f"{source}/{number}")
+        else:
             node.set_friendly_name(f"{node.get_type_name()}_{number}")
     return graph
 
@@ -236,6 +259,19 @@ def layer_nodes(x: ov.Output, name: str, layer: IntegerLayer) -> ov.Output:
     return y.output(0)
 
 
+def product_nodes(a: ov.Output, b: ov.Output, name: str, one: str, other: str, scales: Scales) -> ov.Output:
+    """OpenVINO nodes for the product of an attention's operands ``one`` and ``other``; it is called ``name``."""
+    operands = []
+    for x, operand in ((a, one), (b, other)):
+        scale, (least, greatest) = np.float32(scales[operand]), OPERANDS[operand]
+        ends = [np.float32(np.float64(scale) * end) for end in (least, greatest)]
+        q = op.fake_quantize(x, *ends, np.float32(least), np.float32(greatest), 256)
+        operands.append(op.multiply(op.convert(op.convert(q, "i8" if least < 0 else "u8"), "f32"), scale))
+    y = op.matmul(*operands, transpose_a=False, transpose_b=False)
+    y.set_friendly_name(name)
+    return y.output(0)
+
+
 def unpack_weights(graph: ov.Model) -> None:
     """Turn 4-bit constants into int8 ones, which is what the CPU computes with."""
     for node in graph.get_ordered_ops():
@@ -254,6 +290,16 @@ def _integer_layer(
     return x.new_zeros(result.shape)
 
 
+@torch.library.custom_op("edadm::product", mutates_args=())
+def _product(a: Tensor, b: Tensor, name: str, one: str, other: str) -> Tensor:
+    """Stands for a product of attention operands while the network is traced."""
+    return a @ b
+
+
+def _placeholder_product(name: str, one: str, a: Tensor, other: str, b: Tensor) -> Tensor:
+    return _product(a, b, name, one, other)
+
+
 class _Placeholder(nn.Module):
     def __init__(self, name: str, layer: IntegerLayer) -> None:
         super().__init__()
@@ -267,6 +313,18 @@ class _Placeholder(nn.Module):
 def _convert(context: Any, layers: dict[str, IntegerLayer]) -> list[ov.Output]:
     name = context.get_values_from_const_input(1)
     return [layer_nodes(context.get_input(0), name, layers[name])]
+
+
+def _convert_product(context: Any, attention: dict[str, Scales]) -> list[ov.Output]:
+    a, b = context.get_input(0), context.get_input(1)
+    name, one, other = (context.get_values_from_const_input(index) for index in (2, 3, 4))
+    return [product_nodes(a, b, f"{name}.{one}", one, other, attention[name])]
+
+
+def _largest_weight(loaded: QuantizedCheckpoint) -> int:
+    """The largest size of the signed factor in a product of two integers."""
+    largest = max((int(layer.weight.abs().max()) for layer in loaded.layers.values()), default=0)
+    return max(largest, 128) if loaded.attention else largest
 
 
 def _pack_weights(graph: ov.Model, names: set[str]) -> None:
@@ -289,15 +347,15 @@ def _size(axis: ov.Dimension) -> int:
     return -1 if axis.is_dynamic else axis.get_length()
 
 
-def _layer_nodes(compiled: ov.CompiledModel) -> list[tuple[bool, list[str]]]:
-    """For every executed convolution and linear: whether its kernel is an int8 one, and the layers inside it.
+def _nodes(compiled: ov.CompiledModel, kinds: tuple[str, ...]) -> list[tuple[bool, list[str]]]:
+    """For every executed node of these kinds: whether its kernel is an int8 one, and the layers inside it.
 
     The kernel's name is asked, not the node's precision: that one also says i8 for integer weights in float products.
     """
     nodes = []
     for node in compiled.get_runtime_model().get_ops():
         info = {key: value.astype(str) for key, value in node.get_rt_info().items() if hasattr(value, "astype")}
-        if info["layerType"] in ("Convolution", "FullyConnected"):
+        if info["layerType"] in kinds:
             # OpenVINO appends to a name what it moved behind the layer: name/DequantizationMultiply
             names = [name.split("/")[0] for name in info["originalLayersNames"].split(",")]
             nodes.append((info["primitiveType"].upper().endswith("_I8"), names))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edadm.quantization import checkpoint
+from edadm.quantization.attention import integer_product
 from edadm.quantization.checkpoint import IntegerLayer
 
 
@@ -65,4 +66,4 @@ class Network(nn.Module):
 
 def load(folder: Path) -> Network:
     """The network of a checkpoint folder in exact integers (in plain float32 when the folder is full-precision)."""
-    return Network(checkpoint.build_unet(checkpoint.load(folder), IntegerReference))
+    return Network(checkpoint.build_unet(checkpoint.load(folder), IntegerReference, integer_product))

@@ -13,9 +13,10 @@ The tensors are
 
     {"quant_method": "eda-dm", "format_version": 2, "recipe": {...},
      "layers": {name: {"bits", "input_bits", "input_scale", "input_zero_point", "shape", "bias": true or false,
-                       "stride", "padding", "dilation", "groups"}}}        (the last four for convolutions only)
+                       "stride", "padding", "dilation", "groups"}},        (the last four for convolutions only)
+     "attention": {name: {"q": scale, "k": …, "v": …, "softmax": …}}}        (only with quantized operands)
 
-``input_scale`` is a float32 value; JSON's shortest decimal of it as a double brings the same bits back. A
+Scales are float32 values; JSON's shortest decimal of it as a double brings the same bits back. A
 full-precision folder has no ``quantization_config`` and every parameter under its diffusers name. A 1x1 convolution
 over a skip concatenation may be split: its name then stands for ``<name>.parts.0`` and ``<name>.parts.1``, which take
 the first and the remaining input channels and whose outputs are added; only the first has a bias.
@@ -27,7 +28,7 @@ import math
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,15 @@ from torch import Tensor, nn
 
 from edadm.errors import InputError
 from edadm.files import atomic_write, read_json, sha256, write_json
+from edadm.quantization.attention import (
+    Product,
+    QuantizedAttention,
+    Scales,
+    attentions,
+    check,
+    check_scales,
+    float_product,
+)
 from edadm.quantization.quantizer import weight_grid
 
 FORMAT_VERSION = 2
@@ -70,9 +80,9 @@ class IntegerLayer:
     groups: int = 1
 
     def __post_init__(self) -> None:
-        for field in ("bits", "input_bits"):
-            if getattr(self, field) not in range(2, 9):
-                raise InputError(f"{field} is {getattr(self, field)!r}, not 2 to 8")
+        for key in ("bits", "input_bits"):
+            if getattr(self, key) not in range(2, 9):
+                raise InputError(f"{key} is {getattr(self, key)!r}, not 2 to 8")
         if self.weight.dtype != torch.int8 or self.weight.dim() not in (2, 4) or self.weight.numel() == 0:
             raise InputError(f"weight is {self.weight.dtype} {tuple(self.weight.shape)}, not int8 with 2 or 4 axes")
         if not self.is_convolution and self.geometry != ((1, 1), (0, 0), (1, 1), 1):
@@ -82,14 +92,14 @@ class IntegerLayer:
         least, greatest = weight_grid(self.bits)
         if self.weight.min() < least or self.weight.max() > greatest:
             raise InputError(f"weight leaves the {self.bits}-bit range {least}..{greatest}")
-        for field in ("weight_scale", "bias"):
-            value = getattr(self, field)
-            if value is None and field == "bias":
+        for key in ("weight_scale", "bias"):
+            value = getattr(self, key)
+            if value is None and key == "bias":
                 continue
             if value.dtype != torch.float32 or value.shape != self.weight.shape[:1]:
-                raise InputError(f"{field} is {value.dtype} {tuple(value.shape)}, not float32 ({len(self.weight)},)")
+                raise InputError(f"{key} is {value.dtype} {tuple(value.shape)}, not float32 ({len(self.weight)},)")
             if not value.isfinite().all():
-                raise InputError(f"{field} is not finite")
+                raise InputError(f"{key} is not finite")
         if (self.weight_scale <= 0).any():
             raise InputError("weight_scale is not positive")
         scale = self.input_scale
@@ -125,6 +135,7 @@ class QuantizedCheckpoint:
     layers: dict[str, IntegerLayer]
     floats: dict[str, Tensor]  # float32, by diffusers name
     recipe: dict[str, Any]
+    attention: dict[str, Scales] = field(default_factory=dict)  # by the attention's name
 
 
 class SplitConv(nn.Module):
@@ -172,13 +183,14 @@ def save(
     layers: Mapping[str, IntegerLayer],
     floats: Mapping[str, Tensor],
     recipe: Mapping[str, Any],
+    attention: Mapping[str, Scales] | None = None,
 ) -> None:
     """Write the checkpoint's two files into ``folder``, each at once; other files there stay.
 
     ``config`` is that of :func:`unet_config`. No layers makes it a full-precision checkpoint (recipe unused).
     """
     config = {key: value for key, value in config.items() if key != "quantization_config"}
-    _check_against_unet(config, dict(layers), dict(floats))
+    _check_against_unet(config, dict(layers), dict(floats), attention or {})
     if layers:
         tensors = {
             f"{name}.weight": (pack(layer.weight) if layer.bits <= PACKED_BITS else layer.weight).contiguous()
@@ -193,6 +205,8 @@ def save(
             "recipe": dict(recipe),
             "layers": {name: _entry(layer) for name, layer in layers.items()},
         }
+        if attention:
+            config["quantization_config"]["attention"] = {name: dict(scales) for name, scales in attention.items()}
     else:
         tensors = {name: tensor.detach().contiguous() for name, tensor in floats.items()}
     atomic_write(Path(folder) / "model.safetensors", safetensors.torch.save(tensors))
@@ -211,16 +225,22 @@ def load(folder: Path) -> QuantizedCheckpoint:
         layers, floats = (
             _read_layers(config, quantization["layers"], tensors) if quantization["layers"] else ({}, tensors)
         )
-        _check_against_unet(config, layers, floats)
+        attention = quantization.get("attention", {})
+        _check_against_unet(config, layers, floats, attention)
     except InputError as error:
         raise InputError(f"{folder}: {error}") from error
-    return QuantizedCheckpoint(config, layers, floats, quantization["recipe"])
+    return QuantizedCheckpoint(config, layers, floats, quantization["recipe"], attention)
 
 
-def build_unet(checkpoint: QuantizedCheckpoint, make_layer: Callable[[IntegerLayer], nn.Module]) -> nn.Module:
+def build_unet(
+    checkpoint: QuantizedCheckpoint,
+    make_layer: Callable[[IntegerLayer], nn.Module],
+    make_product: Callable[[Scales], Product] = float_product,
+) -> nn.Module:
     """The diffusers U-Net in evaluation mode, with ``make_layer(layer)`` in the place of every quantized layer.
 
-    A split layer becomes a :class:`SplitConv` of two such modules. Parameters share memory with ``checkpoint``.
+    Attentions with quantized operands compute their products with ``make_product(scales)``. A split layer becomes a
+    :class:`SplitConv` of two such modules. Parameters share memory with ``checkpoint``.
     """
     unet = skeleton(checkpoint.config)
     unet.load_state_dict(checkpoint.floats, strict=False, assign=True)  # names were checked when loading
@@ -231,6 +251,8 @@ def build_unet(checkpoint: QuantizedCheckpoint, make_layer: Callable[[IntegerLay
             parts = [checkpoint.layers[f"{name}{_PARTS}{index}"] for index in indices]
             module = SplitConv([make_layer(part) for part in parts], [part.in_channels for part in parts])
         unet.set_submodule(name, module)
+    for name, scales in checkpoint.attention.items():
+        unet.get_submodule(name).set_processor(QuantizedAttention(make_product(scales)))
     left = [name for name, tensor in (*unet.named_parameters(), *unet.named_buffers()) if tensor.is_meta]
     if left:
         raise InputError(f"nothing gives a value to {left[0]}")
@@ -314,6 +336,9 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         found = quantization.get("format_version")
         raise InputError(f"{path}: format_version {found!r} is not {FORMAT_VERSION}, the one that this version reads")
     layers = quantization.get("layers")
+    attention = quantization.get("attention", {})
+    if not isinstance(attention, dict) or not all(isinstance(scales, dict) for scales in attention.values()):
+        raise InputError(f"{path}: quantization_config.attention is not an object of objects")
     if not isinstance(quantization.get("recipe"), dict) or not isinstance(layers, dict) or not layers:
         raise InputError(f"{path}: quantization_config needs a recipe and layers")
     for name, entry in layers.items():
@@ -415,10 +440,24 @@ def _places(layers: Mapping[str, IntegerLayer]) -> dict[str, list[int] | None]:
     return places
 
 
-def _check_against_unet(config: dict[str, Any], layers: dict[str, IntegerLayer], floats: dict[str, Tensor]) -> None:
+def _check_against_unet(
+    config: dict[str, Any],
+    layers: dict[str, IntegerLayer],
+    floats: dict[str, Tensor],
+    attention: Mapping[str, Scales],
+) -> None:
     """InputError unless layers and floats together are exactly the U-Net's parameters."""
     unet = skeleton(config)
     expected = unet.state_dict()
+    known = attentions(unet)
+    for name, scales in attention.items():
+        if name not in known:
+            raise InputError(f"{name}: the U-Net has no such attention")
+        check(name, known[name])
+        try:
+            check_scales(scales)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
     for name, indices in _places(layers).items():
         try:
             module = unet.get_submodule(name)

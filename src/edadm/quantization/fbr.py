@@ -20,14 +20,14 @@ from edadm.errors import InputError
 from edadm.params import Recipe, Reconstruction
 from edadm.quantization import fisher
 from edadm.quantization.cache import Cache
-from edadm.quantization.layers import SimulatedLayer, set_mode, simulated_layers
-from edadm.quantization.quantizer import activation_range, coin_flips
+from edadm.quantization.layers import SimulatedLayer, set_mode, simulated, simulated_layers
+from edadm.quantization.quantizer import coin_flips
 from edadm.quantization.units import Unit
 from edadm.quantization.walk import Call, PausedPass, intercepted
 
 CURVE_POINTS = 10  # of the loss curve, per unit
 STEP_FLOOR = 1e-8
-LEARNED = ("weight_integers", "bias", "input_scale")  # attributes of a layer that learning sets
+LEARNED = ("weight_integers", "bias", "input_scale")  # what learning sets, of layers and operands
 
 
 @dataclass(frozen=True)
@@ -56,24 +56,20 @@ def initialise(unet: nn.Module, batches: list[tuple[Tensor, ...]], recipe: Recip
 
     Ranges come from histograms over the whole set, so the order of the batches does not matter.
     """
-    layers = simulated_layers(unet)
+    parts = simulated(unet)
     set_mode(unet, "range")
     for inputs in tqdm(batches, desc="activation ranges", unit="batch"):
         unet(*inputs)
-    for name, layer in layers.items():
-        if not (math.isfinite(layer.observed.smallest) and math.isfinite(layer.observed.largest)):
+    for name, part in parts.items():
+        if not (math.isfinite(part.observed.smallest) and math.isfinite(part.observed.largest)):
             raise InputError(f"{name}: its input held NaN or infinity during calibration")
     set_mode(unet, "histogram")
     for inputs in tqdm(batches, desc="activation histograms", unit="batch"):
         unet(*inputs)
-    for layer in layers.values():
-        seen = layer.observed
+    for part in parts.values():
+        part.set_range(recipe.ranges)
+    for layer in simulated_layers(unet).values():
         layer.set_weight_range(recipe.ranges)
-        histogram = seen.histogram if recipe.ranges == "mse" else torch.ones(1)
-        scale, zero_point = activation_range(histogram, seen.smallest, seen.largest, recipe.activations, recipe.ranges)
-        layer.input_scale.fill_(scale)
-        layer.input_zero_point.fill_(zero_point)
-        seen.histogram = None
     set_mode(unet, "quantized")
 
 
@@ -173,6 +169,7 @@ class Learner:
         named = simulated_layers(unit.module)
         prefix = len(unit.name) + 1
         self.layers = [named[name[prefix:]] if name != unit.name else named[""] for name in unit.layers]
+        self.parts = list(simulated(unit.module).values())  # the layers, and the operands of attentions
         self.inner = self.layers[:-1] if settings.layer_loss else []
         self.weight = sensitivity.get(unit.name)
         self.inner_weights = [sensitivity.get(name) for name in unit.layers[: len(self.inner)]]
@@ -181,7 +178,7 @@ class Learner:
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         settings = self.settings
         alphas = [layer.start_rounding() for layer in self.layers]
-        steps = [layer.input_scale.requires_grad_(True) for layer in self.layers]
+        steps = [part.input_scale.requires_grad_(True) for part in self.parts]
         return [
             torch.optim.Adam(alphas, lr=settings.rate_rounding),
             torch.optim.Adam(steps, lr=settings.rate_steps),
@@ -202,8 +199,8 @@ class Learner:
         set_mode(self.unit.module, "quantized")
         optimizers = self._optimizers()
         schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(o, settings.iterations) for o in optimizers]
-        for layer in self.layers:
-            layer.drop, layer.generator = settings.activation_drop, self.generator
+        for part in self.parts:
+            part.drop, part.generator = settings.activation_drop, self.generator
         curve, recent = [], []
         every = max(1, settings.iterations // CURVE_POINTS)
         with torch.enable_grad(), _Outputs(self.inner) as inner:
@@ -230,35 +227,36 @@ class Learner:
                 for optimizer, schedule in zip(optimizers, schedules, strict=True):
                     optimizer.step()
                     schedule.step()
-                for layer in self.layers:
-                    layer.input_scale.data.clamp_min_(STEP_FLOOR)
+                for part in self.parts:
+                    part.input_scale.data.clamp_min_(STEP_FLOOR)
                 recent.append(loss.item())
                 if iteration % every == 0 or iteration == settings.iterations:
                     curve.append((iteration, sum(recent) / len(recent)))
                     recent = []
         for layer in self.layers:
             layer.harden_rounding()
-            layer.input_scale.requires_grad_(False)
-            layer.drop, layer.generator = 0.0, None
+        for part in self.parts:
+            part.input_scale.requires_grad_(False)
+            part.drop, part.generator = 0.0, None
         return curve
 
 
 def unit_state(unit: Unit) -> dict[str, Tensor]:
     """What learning decides in a unit: the weight integers, biases and step sizes of its layers."""
     return {
-        f"{name}.{key}": getattr(layer, key).detach().clone()
-        for name, layer in simulated_layers(unit.module).items()
+        f"{name}.{key}": getattr(part, key).detach().clone()
+        for name, part in simulated(unit.module).items()
         for key in LEARNED
-        if getattr(layer, key) is not None
+        if getattr(part, key, None) is not None
     }
 
 
 def load_unit_state(unit: Unit, state: dict[str, Tensor]) -> None:
     """Put a state of ``unit_state`` back."""
-    for name, layer in simulated_layers(unit.module).items():
+    for name, part in simulated(unit.module).items():
         for key in LEARNED:
-            if getattr(layer, key) is not None:
-                getattr(layer, key).copy_(state[f"{name}.{key}"])
+            if getattr(part, key, None) is not None:
+                getattr(part, key).copy_(state[f"{name}.{key}"])
 
 
 @torch.no_grad()

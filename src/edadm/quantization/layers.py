@@ -6,7 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edadm.quantization.quantizer import coin_flips, fake_quantize, weight_grid, weight_scale
+from edadm.quantization.quantizer import (
+    activation_range,
+    coin_flips,
+    fake_quantize,
+    symmetric_range,
+    weight_grid,
+    weight_scale,
+)
 
 GAMMA, ZETA = -0.1, 1.1  # the stretch of AdaRound's rectified sigmoid (Nagel et al. 2020)
 BINS = 2048
@@ -21,29 +28,86 @@ class Observed:
     histogram: Tensor | None = None
 
 
-class SimulatedLayer(nn.Module):
+class Simulated(nn.Module):
+    """Simulates the quantization of one tensor of activations, the same grid at every step.
+
+    ``mode`` says what happens to it: nothing (``float``), nothing but being looked at (``range``, ``histogram``), or
+    quantization (``quantized``). ``drop`` is the share of activations left as they are while a unit is learned (QDrop,
+    Wei et al. 2022).
+    """
+
+    def __init__(self, input_bits: int) -> None:
+        super().__init__()
+        self.input_bits = input_bits
+        self.mode = "float"
+        self.observed = Observed()
+        self.input_scale = nn.Parameter(torch.ones(()), requires_grad=False)
+        self.register_buffer("input_zero_point", torch.zeros(()))
+        self.drop = 0.0
+        self.generator: torch.Generator | None = None
+
+    def _observe(self, x: Tensor) -> None:
+        if self.mode == "range":  # torch's minimum, because Python's would lose a NaN
+            self.observed.smallest = torch.minimum(torch.tensor(self.observed.smallest), x.min()).item()
+            self.observed.largest = torch.maximum(torch.tensor(self.observed.largest), x.max()).item()
+        else:
+            counts = torch.histc(x.float(), BINS, self.observed.smallest, self.observed.largest)
+            self.observed.histogram = counts + (0 if self.observed.histogram is None else self.observed.histogram)
+
+    def set_range(self, ranges: str) -> None:
+        """Choose scale and zero point for what was observed, which is then forgotten."""
+        scale, zero_point = self._grid(self.observed, ranges)
+        self.input_scale.fill_(scale)
+        self.input_zero_point.fill_(zero_point)
+        self.observed.histogram = None
+
+    def _grid(self, seen: Observed, ranges: str) -> tuple[float, int]:
+        return activation_range(seen.histogram, seen.smallest, seen.largest, self.input_bits, ranges)
+
+    def activations(self, x: Tensor) -> Tensor:
+        """What ``mode`` makes of x."""
+        if self.mode in ("range", "histogram"):
+            self._observe(x)
+        if self.mode != "quantized":
+            return x
+        kept = coin_flips(x.shape, self.drop, self.generator) if self.drop > 0 else None
+        return fake_quantize(x, self.input_scale, self.input_zero_point, self.input_bits, kept)
+
+
+class SimulatedOperand(Simulated):
+    """An operand of an attention's products: 8 bits, signed or from 0 upwards, the real zero point always 0.
+
+    The grid of ``Simulated`` is unsigned; a signed one is that with zero point 128.
+    """
+
+    def __init__(self, signed: bool) -> None:
+        super().__init__(8)
+        self.signed = signed
+
+    def _grid(self, seen: Observed, ranges: str) -> tuple[float, int]:
+        scale = symmetric_range(seen.histogram, seen.smallest, seen.largest, 8, ranges, self.signed)
+        return scale, 128 if self.signed else 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantized x, as the mode says."""
+        return self.activations(x)
+
+
+class SimulatedLayer(Simulated):
     """Simulates ``y = s_x s_w (sum (q_x - z_x) q_w) + b`` in float32 for one Conv2d or Linear.
 
-    ``mode`` says what forward does: ``float`` (the original layer), ``range`` and ``histogram`` (the original layer,
-    looking at its input) or ``quantized``; only the last takes b from ``bias``, which may have been corrected.
-    ``alpha`` (the weight's shape) is AdaRound's rounding variable while a unit is reconstructed; ``drop`` is the share
-    of activations left unquantized then (QDrop, Wei et al. 2022).
+    In every mode but ``quantized`` it is the original layer; only that takes b from ``bias``, which may have been
+    corrected. ``alpha`` (the weight's shape) is AdaRound's rounding variable while a unit is reconstructed.
     """
 
     def __init__(self, layer: nn.Module, bits: int, input_bits: int) -> None:
-        super().__init__()
+        super().__init__(input_bits)
         self.layer = layer.requires_grad_(False)
-        self.bits, self.input_bits = bits, input_bits
-        self.mode = "float"
-        self.observed = Observed()
+        self.bits = bits
         self.register_buffer("weight_scale", torch.ones(len(layer.weight)))
         self.register_buffer("weight_integers", torch.zeros_like(layer.weight))
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().clone())
-        self.input_scale = nn.Parameter(torch.ones(()), requires_grad=False)
-        self.register_buffer("input_zero_point", torch.zeros(()))
         self.alpha: nn.Parameter | None = None
-        self.drop = 0.0
-        self.generator: torch.Generator | None = None
 
     @property
     def _channel(self) -> tuple[int, ...]:
@@ -82,22 +146,11 @@ class SimulatedLayer(nn.Module):
         low, high = weight_grid(self.bits)
         return ((self.layer.weight / scale).floor() + self.soft_fraction()).clamp(low, high) * scale
 
-    def _observe(self, x: Tensor) -> None:
-        if self.mode == "range":  # torch's minimum, because Python's would lose a NaN
-            self.observed.smallest = torch.minimum(torch.tensor(self.observed.smallest), x.min()).item()
-            self.observed.largest = torch.maximum(torch.tensor(self.observed.largest), x.max()).item()
-        else:
-            counts = torch.histc(x.float(), BINS, self.observed.smallest, self.observed.largest)
-            self.observed.histogram = counts + (0 if self.observed.histogram is None else self.observed.histogram)
-
     def forward(self, x: Tensor, *_: float) -> Tensor:
         """The layer's output; a second positional argument (LoRA scale in old diffusers) is ignored."""
-        if self.mode in ("range", "histogram"):
-            self._observe(x)
+        simulated = self.activations(x)
         if self.mode != "quantized":
-            return self.layer(x)
-        kept = coin_flips(x.shape, self.drop, self.generator) if self.drop > 0 else None
-        simulated = fake_quantize(x, self.input_scale, self.input_zero_point, self.input_bits, kept)
+            return self.layer(simulated)
         if isinstance(self.layer, nn.Linear):
             return F.linear(simulated, self.weight(), self.bias)
         return self.layer._conv_forward(simulated, self.weight(), self.bias)
@@ -130,7 +183,12 @@ def simulated_layers(module: nn.Module) -> dict[str, SimulatedLayer]:
     return {name: layer for name, layer in module.named_modules() if isinstance(layer, SimulatedLayer)}
 
 
+def simulated(module: nn.Module) -> dict[str, Simulated]:
+    """Everything in ``module`` that simulates the quantization of activations, by name."""
+    return {name: each for name, each in module.named_modules() if isinstance(each, Simulated)}
+
+
 def set_mode(module: nn.Module, mode: str) -> None:
-    """Set the mode of every simulated layer in ``module``."""
-    for layer in simulated_layers(module).values():
-        layer.mode = mode
+    """Set the mode of everything simulated in ``module``."""
+    for each in simulated(module).values():
+        each.mode = mode

@@ -97,14 +97,30 @@ def activation_range(histogram: Tensor, smallest: float, largest: float, bits: i
     levels = 2**bits - 1
     scales = ((highs - lows) / levels).clamp_min(TINY)
     zeros = (-lows / scales).round().clamp(0, levels)
-    if len(scales) > 1:
-        width = (largest - smallest) / len(histogram)
-        centres = smallest + width * (torch.arange(len(histogram)) + 0.5)
-        used = histogram > 0
-        centres, counts = centres[used], histogram[used].double()
-        integers = ((centres / scales[:, None]).round() + zeros[:, None]).clamp(0, levels)
-        errors = (centres - scales[:, None] * (integers - zeros[:, None])).abs().pow(MSE_POWER).double() @ counts
-        best = errors.argmin()
-    else:
-        best = 0
+    best = _least_error(histogram, smallest, largest, scales, zeros, levels) if len(scales) > 1 else 0
     return scales[best].item(), int(zeros[best])
+
+
+def symmetric_range(histogram: Tensor, smallest: float, largest: float, bits: int, ranges: str, signed: bool) -> float:
+    """Scale for a grid without zero point: signed, or from 0 upwards. Arguments as in ``activation_range``."""
+    zero = 2 ** (bits - 1) if signed else 0
+    levels = 2**bits - 1
+    widest = torch.tensor([max(largest / (levels - zero), -smallest / zero if zero else 0.0, TINY)])
+    scales = widest * torch.arange(1, SHRINKS + 1) / SHRINKS if ranges == "mse" else widest
+    zeros = torch.full_like(scales, zero)
+    best = _least_error(histogram, smallest, largest, scales, zeros, levels) if len(scales) > 1 else 0
+    return scales[best].item()
+
+
+def _least_error(
+    histogram: Tensor, smallest: float, largest: float, scales: Tensor, zeros: Tensor, levels: int
+) -> Tensor:
+    """The index of the grid (scale, zero point) with the least ``sum count * |x - q(x)|^2.4`` over the bin centres."""
+    width = (largest - smallest) / len(histogram)
+    centres = smallest + width * (torch.arange(len(histogram)) + 0.5)
+    used = histogram > 0
+    centres, counts = centres[used], histogram[used].double()
+    scales, zeros = scales[:, None], zeros[:, None]
+    integers = ((centres / scales).round() + zeros).clamp(0, levels)
+    errors = (centres - scales * (integers - zeros)).abs().pow(MSE_POWER).double() @ counts
+    return errors.argmin()

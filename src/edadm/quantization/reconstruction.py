@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from edadm.files import atomic_folder, atomic_write, sha256
 from edadm.params import Recipe
 from edadm.quantization import calibration, checkpoint, fbr
+from edadm.quantization.attention import QuantizedAttention, Scales, attentions
 from edadm.quantization.cache import Cache
-from edadm.quantization.layers import SimulatedLayer, SplitShortcut, simulated_layers
+from edadm.quantization.layers import Simulated, SimulatedLayer, SplitShortcut, simulated_layers
 from edadm.quantization.units import find_units, simulate
 
 BATCH = 32  # rows of the calibration set per forward pass
@@ -75,11 +76,18 @@ def _integer_layer(layer: SimulatedLayer) -> checkpoint.IntegerLayer:
 def integer_layers(unet: nn.Module) -> tuple[dict[str, checkpoint.IntegerLayer], dict[str, Tensor]]:
     """The integer layers of a quantized simulation and its remaining float parameters, by name."""
     layers = {name: _integer_layer(layer) for name, layer in simulated_layers(unet).items()}
-    inside = tuple(
-        f"{name}." for name, module in unet.named_modules() if isinstance(module, SimulatedLayer | SplitShortcut)
-    )
+    inside = tuple(f"{name}." for name, module in unet.named_modules() if isinstance(module, Simulated | SplitShortcut))
     floats = {name: value for name, value in unet.state_dict().items() if not name.startswith(inside)}
     return layers, floats
+
+
+def attention_scales(unet: nn.Module) -> dict[str, Scales]:
+    """The scales of the operands of every quantized attention of a simulation, by the attention's name."""
+    return {
+        name: {operand: part.input_scale.item() for operand, part in attn.processor.operands.items()}
+        for name, attn in attentions(unet).items()
+        if isinstance(attn.processor, QuantizedAttention)
+    }
 
 
 def _losses_csv(results: list[fbr.UnitResult]) -> str:
@@ -143,6 +151,6 @@ def run(
     results = quantize(unet, calibration.read(calibration_file), recipe, scratch, fingerprint, cache_bytes)
     layers, floats = integer_layers(unet)
     with atomic_folder(out) as folder:
-        checkpoint.save(folder, config, layers, floats, asdict(recipe))
+        checkpoint.save(folder, config, layers, floats, asdict(recipe), attention_scales(unet))
         (folder / "losses.csv").write_text(_losses_csv(results))
     shutil.rmtree(scratch, ignore_errors=True)

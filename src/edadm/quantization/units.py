@@ -14,7 +14,8 @@ from torch.overrides import TorchFunctionMode
 
 from edadm.errors import InputError
 from edadm.params import Recipe
-from edadm.quantization.layers import SimulatedLayer, SplitShortcut, simulated_layers
+from edadm.quantization import attention
+from edadm.quantization.layers import SimulatedLayer, SimulatedOperand, SplitShortcut, simulated_layers
 
 BLOCKS = (ResnetBlock2D, Attention, BasicTransformerBlock)
 LAYERS = (nn.Conv2d, nn.Linear)
@@ -95,8 +96,14 @@ def _problem(module: nn.Module) -> str | None:
     return None
 
 
+def _simulated_attention() -> nn.Module:
+    operands = {name: SimulatedOperand(signed=least < 0) for name, (least, _) in attention.OPERANDS.items()}
+    product = lambda one, a, other, b: operands[one](a) @ operands[other](b)  # noqa: E731
+    return attention.QuantizedAttention(product, operands)
+
+
 def simulate(unet: nn.Module, inputs: tuple, recipe: Recipe) -> nn.Module:
-    """Replace, in place, every convolution and linear layer of ``unet`` by its simulation.
+    """Replace, in place, every convolution and linear layer of ``unet``, and the recipe's attention, by a simulation.
 
     ``inputs`` are example arguments of one forward pass (to see which shortcuts read a skip concatenation). Raises
     InputError naming the layer when there is one that has no integer form here, or has weights that are not finite.
@@ -116,6 +123,10 @@ def simulate(unet: nn.Module, inputs: tuple, recipe: Recipe) -> nn.Module:
             _replace(unet, name, SplitShortcut(layer, splits[name], bits, recipe.activations))
         else:
             _replace(unet, name, SimulatedLayer(layer, bits, recipe.activations))
+    if recipe.attention == 8:
+        for name, attn in attention.attentions(unet).items():
+            attention.check(name, attn)
+            attn.set_processor(_simulated_attention())
     return unet.requires_grad_(False).eval()
 
 
