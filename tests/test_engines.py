@@ -151,7 +151,7 @@ def test_cpu_layer_is_exact_and_runs_in_int8(case, zero, extreme):
     assert relative_error(found, reference.IntegerReference(layer)(x)) <= 1e-6
 
 
-@pytest.mark.parametrize("input_bits", range(2, 9))
+@pytest.mark.parametrize("input_bits", [*range(2, 9), 16])
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_cpu_layer_of_any_width(bits, input_bits):
     for case in ("3x3", "linear"):
@@ -161,7 +161,9 @@ def test_cpu_layer_of_any_width(bits, input_bits):
         x = x * 1.5  # beyond both ends of the grid
         x = (reference.quantize(x, layer) - layer.input_zero_point).float() * layer.input_scale + (x * 1e3).trunc()
         compiled = compiled_layer(layer, input_shape)
-        assert cpu.int8_layers(compiled) == (1, 1)
+        count = len(cpu.executed({"layer": layer}))
+        assert count == (2 if input_bits == 16 else 1)
+        assert cpu.int8_layers(compiled) == (count, count)
         found = torch.from_numpy(compiled([x.numpy()])[0])
         assert relative_error(found, reference.IntegerReference(layer)(x)) <= 1e-6
 
@@ -192,8 +194,9 @@ def test_every_layer_of_the_network_is_exact(folders, variant):
 @pytest.mark.parametrize("variant", ["w4a8", "w8a8"])
 def test_network_is_int8_and_within_the_round_off_floor(folders, variant):
     layers = len(checkpoint.load(folders / variant).layers)
+    nodes = layers + 1  # conv_in, whose input has 16 bits, is two
     found = verify.verify(folders / variant, folders / f"{variant}-cpu", *tiny.inputs(128), threads=1)
-    assert (found["layers"], found["layers_in_graph"], found["layers_in_int8"]) == (layers, layers, layers)
+    assert (found["layers"], found["layers_in_graph"], found["layers_in_int8"]) == (layers, nodes, nodes)
     assert found["worst_layer_error"] <= 1e-6
     # one integer that round-off moves by one changes an image by a few percent: the simulation shows how often
     assert 0 < found["floor"] < 0.02
@@ -249,7 +252,7 @@ def test_engine_folder(folders, tmp_path):
 
 def test_float_fallback_is_an_error(folders, monkeypatch):
     monkeypatch.setattr(cpu, "unpack_weights", lambda graph: None)  # 4-bit constants run in float
-    with pytest.raises(InputError, match="53 of 55 layers would not run in int8"):
+    with pytest.raises(InputError, match="53 of 56 layers would not run in int8"):
         cpu.load(folders / "w4a8-cpu", 1, threads=1)
 
 
@@ -350,7 +353,8 @@ def test_every_layer_of_a_conditional_network_is_exact(conditional):
     assert {"to_q", "to_k", "to_v", "proj_in", "proj_out", "proj"} <= kinds  # proj is GEGLU's
     inputs = (*tiny.inputs(4, channels=4), tiny.context(4, 3))
     result = verify.verify(conditional / "w4a8", conditional / "w4a8-cpu", *inputs, threads=1)
-    assert result["layers_in_int8"] == result["layers_in_graph"] == result["layers"] == len(loaded.layers)
+    nodes = len(cpu.executed(loaded.layers))
+    assert (result["layers"], result["layers_in_int8"], result["layers_in_graph"]) == (len(loaded.layers), nodes, nodes)
     assert result["worst_layer_error"] <= 1e-6
     assert result["end_to_end_to_reference"] <= max(2 * result["simulation_to_reference"], 0.05)
 

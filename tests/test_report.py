@@ -127,7 +127,7 @@ def make_results(results: Path, images: np.ndarray | None = None, variants: tupl
         write_json(
             system / variant / "verification.json",
             {
-                "layers": 43,
+                "layers_in_graph": 43,
                 "layers_in_int8": 43,
                 "worst_layer_error": 0.0,
                 "engine_to_reference": 0.0123,

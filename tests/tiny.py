@@ -117,7 +117,8 @@ def quantized(
     model: nn.Module | None = None, bits: int = 4, input_bits: int = 8
 ) -> tuple[nn.Module, dict[str, IntegerLayer], dict[str, Tensor]]:
     """``model``, its integer layers and its other parameters: conv_in and conv_out have 8 bits, the others ``bits``;
-    shortcuts over a skip concatenation are split in the middle. Input ranges are those of one random batch."""
+    conv_in's input has 16, the others' ``input_bits``; shortcuts over a skip concatenation are split in the middle.
+    Input ranges are those of one random batch."""
     model = model or unet()
     ranges = _input_ranges(model)
     layers = {}
@@ -129,7 +130,7 @@ def quantized(
             layers |= {f"{name}.parts.{index}": part for index, part in enumerate(parts)}
         else:
             layer_bits = 8 if name in ("conv_in", "conv_out") else bits
-            layers[name] = integer_layer(module, layer_bits, ranges[name], input_bits)
+            layers[name] = integer_layer(module, layer_bits, ranges[name], 16 if name == "conv_in" else input_bits)
     taken = {f"{name.split('.parts.')[0]}.{key}" for name in layers for key in ("weight", "bias")}
     floats = {name: tensor for name, tensor in model.state_dict().items() if name not in taken}
     return model, layers, floats

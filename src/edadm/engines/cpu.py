@@ -19,6 +19,7 @@ bits packed), ``engine.json`` and ``size.json``; ``load`` compiles it for one ba
 import os
 import platform
 import warnings
+from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -76,7 +77,8 @@ def deploy(quantized: Path, out: Path) -> None:
     """Build the engine folder ``out`` from a checkpoint folder, quantized or full-precision."""
     loaded = checkpoint.load(quantized)
     graph = build_graph(loaded)
-    _pack_weights(graph, {name for name, layer in loaded.layers.items() if layer.bits <= checkpoint.PACKED_BITS})
+    packed = {name: layer for name, layer in loaded.layers.items() if layer.bits <= checkpoint.PACKED_BITS}
+    _pack_weights(graph, set(executed(packed)))
     with atomic_folder(Path(out)) as folder:
         ov.save_model(graph, folder / "model.xml", compress_to_fp16=False)
         description = {
@@ -85,7 +87,7 @@ def deploy(quantized: Path, out: Path) -> None:
             "quantized_sha256": checkpoint.fingerprint(quantized),
             "inputs": {port.any_name: [_size(axis) for axis in port.partial_shape] for port in graph.inputs},
             "output": [_size(axis) for axis in graph.output(0).partial_shape],
-            "layers": list(loaded.layers),
+            "layers": executed(loaded.layers),
             "products": [f"{name}.{operand}" for name in loaded.attention for operand in PRODUCTS],
             "largest_weight": _largest_weight(loaded),
             "versions": {name: version(name) for name in ("openvino", "torch", "diffusers")},
@@ -206,9 +208,10 @@ def build_graph(loaded: QuantizedCheckpoint) -> ov.Model:
         port.get_tensor().set_names({name})
     # the graph and the other nodes are named by running numbers of the process: two builds would differ
     graph.set_friendly_name(loaded.config["_class_name"])
+    layers = set(executed(loaded.layers))
     for number, node in enumerate(graph.get_ordered_ops()):
         name = node.get_friendly_name()
-        named = name.removesuffix(".weight") in loaded.layers or name.rpartition(".")[0] in loaded.attention
+        named = name.removesuffix(".weight") in layers or name.rpartition(".")[0] in loaded.attention
         if node.get_type_name() == "Parameter" or named:
             continue
         source = node.input_value(0).get_node().get_friendly_name() if node.get_input_size() else ""
@@ -233,13 +236,41 @@ def _inputs(config: dict[str, Any]) -> dict[str, list[int]]:
     return shapes | {name: [-1, -1, config["cross_attention_dim"]] for name in known[config["_class_name"]]}
 
 
+def executed(layers: Mapping[str, IntegerLayer]) -> list[str]:
+    """Names of the int8 layers that compute ``layers``: two for an input of 16 bits."""
+    return [part for name, layer in layers.items() for part in (name, *([f"{name}.low"] * (layer.input_bits == 16)))]
+
+
 def layer_nodes(x: ov.Output, name: str, layer: IntegerLayer) -> ov.Output:
-    """OpenVINO nodes for ``layer`` on ``x``; the convolution or product is called ``name``."""
+    """OpenVINO nodes for ``layer`` on ``x``; the convolution or product is called ``name``.
+
+    An input q of 16 bits is taken apart: the layer is that of q's high byte, with 256 times the scale, plus that of
+    its low byte, called ``name.low``.
+    """
     scale, zero = np.float32(layer.input_scale), layer.input_zero_point
-    low, high = (np.float32(np.float64(scale) * (end - zero)) for end in (0, 255))
-    if layer.input_bits < 8:
-        x = op.minimum(x, np.float32(np.float64(scale) * (2**layer.input_bits - 1 - zero)))
-    q = op.convert(op.fake_quantize(x, low, high, np.float32(0), np.float32(255), 256), "u8")
+    if layer.input_bits == 16:
+        q = op.clamp(op.add(op.round(op.divide(x, scale), "half_to_even"), np.float32(zero)), 0, 2**16 - 1)
+        high = op.floor(op.multiply(q, np.float32(1 / 256)))
+        low = op.subtract(q, op.multiply(high, np.float32(256)))
+        parts = [(high, name, scale * 256, zero // 256), (low, f"{name}.low", scale, zero % 256)]
+        y = op.add(*(_product_nodes(_byte(part, 0, 255), *rest, layer) for part, *rest in parts))
+    else:
+        ends = [np.float32(np.float64(scale) * (end - zero)) for end in (0, 255)]
+        if layer.input_bits < 8:
+            x = op.minimum(x, np.float32(np.float64(scale) * (2**layer.input_bits - 1 - zero)))
+        y = _product_nodes(_byte(x, *ends), name, scale, zero, layer)
+    if layer.bias is not None:
+        y = op.add(y, op.constant(layer.bias.reshape((1, -1, 1, 1) if layer.is_convolution else (-1,)).numpy()))
+    return y.output(0)
+
+
+def _byte(x: ov.Output, low: float, high: float) -> ov.Node:
+    """``x`` as u8, where 0 stands for ``low`` and 255 for ``high``."""
+    return op.convert(op.fake_quantize(x, *np.float32([low, high, 0, 255]), 256), "u8")
+
+
+def _product_nodes(q: ov.Node, name: str, scale: np.float32, zero: int, layer: IntegerLayer) -> ov.Node:
+    """The convolution or product, called ``name``, of ``scale * (q - zero)`` for q u8 and the layer's weight."""
     x = op.multiply(op.subtract(op.convert(q, "f32"), np.float32(zero)), scale)
     shape = list(layer.weight.shape)
     if layer.groups > 1:
@@ -254,9 +285,7 @@ def layer_nodes(x: ov.Output, name: str, layer: IntegerLayer) -> ov.Output:
     else:
         y = op.matmul(x, weight, transpose_a=False, transpose_b=True)
     y.set_friendly_name(name)
-    if layer.bias is not None:
-        y = op.add(y, op.constant(layer.bias.reshape((1, -1, 1, 1) if layer.is_convolution else (-1,)).numpy()))
-    return y.output(0)
+    return y
 
 
 def product_nodes(a: ov.Output, b: ov.Output, name: str, one: str, other: str, scales: Scales) -> ov.Output:

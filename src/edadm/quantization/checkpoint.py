@@ -73,16 +73,17 @@ class IntegerLayer:
     bias: Tensor | None  # float32 (out,)
     input_scale: float  # a float32 value, positive
     input_zero_point: int  # 0..2**input_bits - 1
-    input_bits: int = 8  # 2..8
+    input_bits: int = 8  # 2..8, or 16
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
 
     def __post_init__(self) -> None:
-        for key in ("bits", "input_bits"):
-            if getattr(self, key) not in range(2, 9):
-                raise InputError(f"{key} is {getattr(self, key)!r}, not 2 to 8")
+        if self.bits not in range(2, 9):
+            raise InputError(f"bits is {self.bits!r}, not 2 to 8")
+        if self.input_bits not in (*range(2, 9), 16):
+            raise InputError(f"input_bits is {self.input_bits!r}, not 2 to 8 or 16")
         if self.weight.dtype != torch.int8 or self.weight.dim() not in (2, 4) or self.weight.numel() == 0:
             raise InputError(f"weight is {self.weight.dtype} {tuple(self.weight.shape)}, not int8 with 2 or 4 axes")
         if not self.is_convolution and self.geometry != ((1, 1), (0, 0), (1, 1), 1):

@@ -113,16 +113,18 @@ def simulate(unet: nn.Module, inputs: tuple, recipe: Recipe) -> nn.Module:
         if problem:
             raise InputError(f"{name}: {problem}")
     named = {name: module for name, module in unet.named_modules() if isinstance(module, LAYERS)}
-    missing = [name for name in recipe.eight_bit if name not in named]
-    if missing:
-        raise InputError(f"recipe.eight_bit: the model has no layer {', '.join(missing)}")
+    for key in ("eight_bit", "sixteen_bit_inputs"):
+        missing = [name for name in getattr(recipe, key) if name not in named]
+        if missing:
+            raise InputError(f"recipe.{key}: the model has no layer {', '.join(missing)}")
     splits = skip_channels(unet, inputs) if recipe.split_shortcut else {}
     for name, layer in named.items():
         bits = 8 if name in recipe.eight_bit else recipe.weights
+        input_bits = 16 if name in recipe.sixteen_bit_inputs else recipe.activations
         if name in splits:
-            _replace(unet, name, SplitShortcut(layer, splits[name], bits, recipe.activations))
+            _replace(unet, name, SplitShortcut(layer, splits[name], bits, input_bits))
         else:
-            _replace(unet, name, SimulatedLayer(layer, bits, recipe.activations))
+            _replace(unet, name, SimulatedLayer(layer, bits, input_bits))
     if recipe.attention == 8:
         for name, attn in attention.attentions(unet).items():
             attention.check(name, attn)

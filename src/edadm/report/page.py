@@ -38,6 +38,7 @@ def _recipe(recipe: Any, calibrator: str) -> dict[str, str]:
         "Activations": f"{recipe.activations} bits",
         "Ranges": {"mse": "least squared error", "minmax": "minimum to maximum"}[recipe.ranges],
         "8-bit weights in": ", ".join(recipe.eight_bit) or "no layer",
+        "16-bit inputs of": ", ".join(recipe.sixteen_bit_inputs) or "no layer",
         "Split shortcut": "yes" if recipe.split_shortcut else "no",
         "Calibration": calibrator.upper(),
         "Rounding": "to nearest",

@@ -28,7 +28,7 @@ MEASURES = (
 QUALITY = ("run", "system", "variant", "n", "fid", "fid_ratio", *MEASURES[2:], "class_accuracy")
 SIZES = ("unet_fp32_bytes", "quantized_file_bytes", "payload_bytes", "arithmetic_bytes", "engine_bytes")
 SIZE = ("system", "variant", *SIZES, "ratio_to_fp32")
-CHECKS = ("layers", "layers_in_int8", "worst_layer_error", "engine_to_reference", "floor", "images")
+CHECKS = ("layers_in_graph", "layers_in_int8", "worst_layer_error", "engine_to_reference", "floor", "images")
 EXACTNESS = ("system", "variant", *CHECKS)
 TIMES = ("configuration", "batch", "threads", "median_ms", "min_ms", "rounds")
 # what each configuration is compared with: what most users run, and the best float path of the engine we use
