@@ -356,7 +356,7 @@ def test_every_layer_of_a_conditional_network_is_exact(conditional):
     nodes = len(cpu.executed(loaded.layers))
     assert (result["layers"], result["layers_in_int8"], result["layers_in_graph"]) == (len(loaded.layers), nodes, nodes)
     assert result["worst_layer_error"] <= 1e-6
-    assert result["end_to_end_to_reference"] <= max(2 * result["simulation_to_reference"], 0.05)
+    assert result["engine_to_reference"] <= max(2 * result["floor"], 0.05)
 
 
 def test_rounds_are_interleaved():
