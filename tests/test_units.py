@@ -16,7 +16,7 @@ from edadm.params import Recipe, Reconstruction
 from edadm.quantization import checkpoint
 from edadm.quantization.layers import SplitShortcut, simulated_layers
 from edadm.quantization.reconstruction import integer_layers, quantize
-from edadm.quantization.units import find_units, simulate
+from edadm.quantization.units import find_units, full_resolution, simulate
 
 TOKENS, WIDTH = 5, 12
 
@@ -126,3 +126,14 @@ def test_layers_that_run_twice_or_never_are_named() -> None:
     never.register_module("idle", nn.Linear(2, 2))
     with pytest.raises(InputError, match="^idle: the layer takes no part"):
         find_units(simulate(never, tiny.inputs(1), recipe()), tiny.inputs(1))
+
+
+def test_full_resolution_convolutions_are_those_at_the_inputs_size() -> None:
+    found = full_resolution(tiny.unet(), tiny.inputs(1))
+    assert {"conv_in", "conv_out", "down_blocks.0.resnets.0.conv1", "up_blocks.0.upsamplers.0.conv"} <= found
+    assert all(
+        name.startswith(("conv_", "down_blocks.0.resnets", "up_blocks.0.upsamplers", "up_blocks.1")) for name in found
+    )
+    model = simulate(tiny.unet(), tiny.inputs(1), Recipe(weights=4, activations=8, eight_bit_full_resolution=True))
+    bits = {name: layer.bits for name, layer in simulated_layers(model).items()}
+    assert {name.split(".parts.")[0] for name, width in bits.items() if width == 8} == found

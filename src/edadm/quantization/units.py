@@ -76,6 +76,26 @@ def skip_channels(unet: nn.Module, inputs: tuple) -> dict[str, int]:
     return found
 
 
+@torch.no_grad()
+def full_resolution(unet: nn.Module, inputs: tuple) -> set[str]:
+    """The convolutions whose output is as large as the network's input: few weights, but they touch every pixel."""
+    found = set()
+
+    def look(name: str):  # noqa: ANN202
+        def hook(_: nn.Module, __: tuple, output: Tensor) -> None:
+            if output.shape[2:] == inputs[0].shape[2:]:
+                found.add(name)
+
+        return hook
+
+    convolutions = {name: module for name, module in unet.named_modules() if isinstance(module, nn.Conv2d)}
+    hooks = [module.register_forward_hook(look(name)) for name, module in convolutions.items()]
+    unet(*inputs)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
 def _replace(root: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, last = name.rpartition(".")
     root.get_submodule(parent).register_module(last, module)
@@ -118,8 +138,9 @@ def simulate(unet: nn.Module, inputs: tuple, recipe: Recipe) -> nn.Module:
         if missing:
             raise InputError(f"recipe.{key}: the model has no layer {', '.join(missing)}")
     splits = skip_channels(unet, inputs) if recipe.split_shortcut else {}
+    eight_bit = set(recipe.eight_bit) | (full_resolution(unet, inputs) if recipe.eight_bit_full_resolution else set())
     for name, layer in named.items():
-        bits = 8 if name in recipe.eight_bit else recipe.weights
+        bits = 8 if name in eight_bit else recipe.weights
         input_bits = 16 if name in recipe.sixteen_bit_inputs else recipe.activations
         if name in splits:
             _replace(unet, name, SplitShortcut(layer, splits[name], bits, input_bits))

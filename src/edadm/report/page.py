@@ -29,6 +29,12 @@ def megabytes(value: float | None) -> str:
     return number(None if value is None else value / 1e6, 3)
 
 
+def _eight_bit(recipe: Any) -> str:
+    """Where the weights keep 8 bits."""
+    places = [*recipe.eight_bit, *(["full-resolution convolutions"] if recipe.eight_bit_full_resolution else [])]
+    return ", ".join(places) or "no layer"
+
+
 def _recipe(recipe: Any, calibrator: str) -> dict[str, str]:
     """A variant's recipe as label -> text."""
     if recipe.weights == 32:
@@ -37,7 +43,7 @@ def _recipe(recipe: Any, calibrator: str) -> dict[str, str]:
         "Weights": f"{recipe.weights} bits",
         "Activations": f"{recipe.activations} bits",
         "Ranges": {"mse": "least squared error", "minmax": "minimum to maximum"}[recipe.ranges],
-        "8-bit weights in": ", ".join(recipe.eight_bit) or "no layer",
+        "8-bit weights in": _eight_bit(recipe),
         "16-bit inputs of": ", ".join(recipe.sixteen_bit_inputs) or "no layer",
         "Split shortcut": "yes" if recipe.split_shortcut else "no",
         "Calibration": calibrator.upper(),
