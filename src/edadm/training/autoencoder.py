@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from edadm.training.diffusion import RowOrder, cosine_with_warm_up
+from edadm.training.diffusion import RowOrder, cosine_with_warm_up, descend
 
 
 def train(
@@ -37,11 +37,7 @@ def train(
             decoded = autoencoder.decode(posterior.mean.float() + posterior.std.float() * noise).sample
         divergence = _divergence(posterior.mean.float(), posterior.logvar.float()).mean() / clean[0].numel()
         loss = F.l1_loss(decoded.float(), clean) + kl_weight * divergence
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(autoencoder.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        descend(loss, autoencoder, optimizer, schedule)
         losses.append(loss.item())
         if len(losses) % 100 == 0:
             progress.set_postfix(loss=f"{sum(losses[-100:]) / 100:.4f}")

@@ -42,6 +42,20 @@ def cosine_with_warm_up(steps: int) -> Callable[[int], float]:
     return factor
 
 
+def descend(
+    loss: Tensor,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+) -> None:
+    """One step down the gradient of ``loss``, whose norm over all of ``model`` is clipped to 1."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    schedule.step()
+
+
 class Denoiser(nn.Module):
     """What is trained together: a U-Net and, for a class-conditional one, the embedder of its labels."""
 
@@ -108,11 +122,7 @@ def train_cycle(
         with torch.autocast("cpu", torch.bfloat16):
             predicted = model(noisy, timesteps, shown)
         loss = (predicted.float() - target(noising, clean, noise, timesteps)).square().mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        descend(loss, model, optimizer, schedule)
         average.step(model.parameters())
         losses.append(loss.item())
         if len(losses) % 100 == 0:
