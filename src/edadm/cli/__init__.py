@@ -1,0 +1,78 @@
+"""The command line: one subcommand per stage. Paths are arguments, since dvc.yaml is where the layout is written."""
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+import click
+
+from edadm.cli import build, measure, recipe, train
+from edadm.cli.options import FILE
+from edadm.errors import InputError
+
+
+def _die_with_dvc() -> None:
+    """As a stage of DVC, end when the dvc process is killed: else two runs could write one folder."""
+    if os.environ.get("DVC_STAGE") and sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+class _InOrder(click.Group):
+    """Lists the commands in the order of the pipeline."""
+
+    def list_commands(self, _: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--params", "path", type=FILE, default="params.yaml", show_default=True, help="The parameters file.")
+@click.pass_context
+def cli(context: click.Context, path: Path) -> None:
+    """Take a diffusion model's checkpoint to a low-bit integer model, and measure what that costs and gains.
+
+    Commands are the stages of the pipeline, in its order; `snakemake` and `dvc repro` call them.
+    """
+    _die_with_dvc()
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("edadm").setLevel(logging.INFO)
+    context.obj = path
+
+
+for command in (
+    build.checkpoint,
+    build.calibrate,
+    build.reconstruct,
+    build.deploy,
+    build.verify,
+    build.sample,
+    build.grid,
+    measure.reference,
+    measure.metrics,
+    measure.latency,
+    measure.tables,
+    measure.ablation,
+    measure.report,
+    train.train,
+    recipe.recipe,
+):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command line; what the user can mend is one line and exit code 2."""
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Exit as exit_:
+        sys.exit(exit_.exit_code)
+    except click.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except InputError as error:
+        print(f"edadm: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,166 @@
+"""The stages from a checkpoint to images."""
+
+from pathlib import Path
+
+import click
+import torch
+
+from edadm.cli.options import DEVICE, FILE, FOLDER, PROTOCOL, SEED, with_params
+from edadm.errors import InputError
+from edadm.files import write_json
+from edadm.params import Params
+
+
+@click.command()
+@click.argument("system")
+@click.option("--out", type=FOLDER, required=True)
+@with_params
+def checkpoint(params: Params, system: str, out: Path) -> None:
+    """Bring a system's checkpoint, in diffusers layout, to OUT and check its hash."""
+    from edadm.systems.system import fetch_checkpoint
+
+    fetch_checkpoint(params.system(system).checkpoint, out)
+
+
+@click.command()
+@click.argument("system")
+@click.argument("calibrator")
+@click.option("--checkpoint", "folder", type=FOLDER, required=True)
+@click.option("--out", type=FILE, required=True, help="A .safetensors file; a .json of the same name goes beside it.")
+@with_params
+def calibrate(params: Params, system: str, calibrator: str, folder: Path, out: Path) -> None:
+    """Draw the calibration set of a SYSTEM with a CALIBRATOR (tdac, uniform, normal)."""
+    from edadm.evaluation.sampling import draw
+    from edadm.quantization import calibration
+    from edadm.systems.system import WEIGHTS, load, load_unet
+
+    settings = params.system(system)
+    loaded, unet = load(folder), load_unet(folder)
+
+    def trajectory(seeds: range):  # noqa: ANN202
+        network = lambda *inputs: unet(*inputs, return_dict=False)[0]  # noqa: E731
+        for step, before, _ in draw(network, loaded, settings.sampler, seeds):
+            yield step, before
+
+    data, *described = calibration.collect(unet, trajectory, calibrator, settings.calibration)
+    first = settings.calibration.seed
+    contexts = loaded.contexts(range(first, first + settings.calibration.samples), settings.sampler.guidance)
+    data = calibration.with_contexts(data, contexts)
+    calibration.write(out, data, *described, calibrator, settings.calibration, folder / WEIGHTS)
+
+
+@click.command()
+@click.argument("system")
+@click.argument("variant")
+@click.option("--checkpoint", "folder", type=FOLDER, required=True)
+@click.option("--calibration", "calibration_file", type=FILE, required=True)
+@click.option("--scratch", type=FOLDER, required=True, help="Finished units are kept here until the run is complete.")
+@click.option("--out", type=FOLDER, required=True)
+@with_params
+def reconstruct(
+    params: Params,
+    system: str,
+    variant: str,
+    folder: Path,
+    calibration_file: Path,
+    scratch: Path,
+    out: Path,
+) -> None:
+    """Quantize a SYSTEM's U-Net as VARIANT says; a killed run goes on at the unit where it died."""
+    from edadm.quantization import reconstruction
+    from edadm.systems.system import WEIGHTS, load_unet
+
+    params.system(system)
+    recipe = params.variant(variant)
+    limit = params.limits.cache_mib * 2**20
+    reconstruction.run(load_unet(folder), folder / WEIGHTS, calibration_file, recipe, scratch, out, limit)
+
+
+@click.command()
+@click.option("--quantized", type=FOLDER, required=True)
+@click.option("--device", type=DEVICE, default="cpu", show_default=True)
+@click.option("--out", type=FOLDER, required=True)
+def deploy(quantized: Path, device: str, out: Path) -> None:
+    """Lay a quantized checkpoint out for the integer engine of a device."""
+    from edadm.engines.cpu import deploy as deploy_cpu
+
+    deploy_cpu(quantized, out)
+
+
+@click.command()
+@click.option("--quantized", type=FOLDER, required=True)
+@click.option("--engine", type=FOLDER, required=True)
+@click.option("--calibration", "calibration_file", type=FILE, required=True, help="Gives the inputs to compare on.")
+@click.option("--images", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--out", type=FILE, required=True)
+@with_params
+def verify(params: Params, quantized: Path, engine: Path, calibration_file: Path, images: int, out: Path) -> None:
+    """Compare an engine with exact integer arithmetic: every layer, and the whole network beside round-off."""
+    from edadm.engines.verify import verify as compare
+    from edadm.quantization import calibration
+
+    inputs = [value[:images] for value in calibration.inputs(calibration.read(calibration_file))]
+    write_json(out, compare(quantized, engine, *inputs, threads=params.engine.threads))
+
+
+@click.command()
+@click.argument("system")
+@click.option("--engine", type=FOLDER, required=True)
+@click.option("--checkpoint", "folder", type=FOLDER, required=True, help="For all but its U-Net.")
+@click.option("--protocol", type=PROTOCOL, default="demo", show_default=True, help="How many images: see params.yaml.")
+@click.option("--seed", type=SEED, help="Seed of the first image, instead of sampling.seed of params.yaml.")
+@click.option("--scratch", type=FOLDER, required=True, help="Finished shards are kept here until all are there.")
+@click.option("--out", type=FOLDER, required=True)
+@click.option("--shard", help="I/N: make only shard I of N (from 0), and leave it in the scratch folder.")
+@with_params
+def sample(
+    params: Params,
+    system: str,
+    engine: Path,
+    folder: Path,
+    protocol: str,
+    seed: int | None,
+    scratch: Path,
+    out: Path,
+    shard: str | None,
+) -> None:
+    """Draw a SYSTEM's images with an engine, in shards; a killed run keeps its finished shards."""
+    from dataclasses import asdict, replace
+
+    from edadm import engines
+    from edadm.evaluation import sampling
+    from edadm.systems.system import load
+
+    settings = params.system(system)
+    sampling_params = settings.sampling if seed is None else replace(settings.sampling, seed=seed)
+    only = None
+    if shard is not None:
+        index, _, count = shard.partition("/")
+        if not (index.isdigit() and count.isdigit()):
+            raise InputError(f"--shard {shard}: give it as I/N, as in 0/2")
+        only = int(index), int(count)
+    torch.set_num_threads(1)  # the engine has the threads; PyTorch's would spin beside them between its small steps
+    rows = settings.sampling.batch * (1 if settings.sampler.guidance == 1 else 2)  # guidance doubles the batch
+    sampling.run(
+        lambda: engines.load(engine, rows, params.engine.body, params.engine.threads),
+        load(folder),
+        settings.sampler,
+        sampling_params,
+        settings.sampling.images[protocol],
+        sampling.fingerprint(engine, folder, settings.sampler, sampling_params, asdict(params.engine)),
+        scratch,
+        out,
+        only,
+    )
+
+
+@click.command()
+@click.option("--samples", "folder", type=FOLDER, required=True)
+@click.option("--rows", type=click.IntRange(1), default=8, show_default=True)
+@click.option("--columns", type=click.IntRange(1), default=16, show_default=True)
+@click.option("--out", type=FILE, required=True, help="A PNG file.")
+def grid(folder: Path, rows: int, columns: int, out: Path) -> None:
+    """Lay the first images of a samples folder out in one picture."""
+    from edadm.evaluation.grid import write
+
+    write(folder, rows, columns, out)

@@ -1,0 +1,109 @@
+"""The stages from images and engines to the report."""
+
+from pathlib import Path
+
+import click
+
+from edadm.cli.options import DEVICE, FILE, FOLDER, PROTOCOL, SEED, with_params
+from edadm.files import write_json
+from edadm.params import Params
+
+
+@click.command()
+@click.argument("system")
+@click.option("--out", type=FILE, required=True)
+@with_params
+def reference(params: Params, system: str, out: Path) -> None:
+    """Bring the statistics of a SYSTEM's real images to OUT, once they fit its feature extractor."""
+    from edadm.evaluation.reference import fetch
+
+    fetch(params.system(system).reference, out)
+
+
+@click.command()
+@click.argument("system")
+@click.argument("variant")
+@click.option("--samples", type=FOLDER, required=True)
+@click.option("--fp32", type=FOLDER, required=True, help="The full-precision samples of the same seeds.")
+@click.option("--reference", "reference_file", type=FILE, required=True)
+@click.option("--protocol", type=PROTOCOL, default="demo", show_default=True)
+@click.option("--seed", type=SEED, help="Seed of the first image, instead of sampling.seed of params.yaml.")
+@click.option("--out", type=FILE, required=True)
+@with_params
+def metrics(
+    params: Params,
+    system: str,
+    variant: str,
+    samples: Path,
+    fp32: Path,
+    reference_file: Path,
+    protocol: str,
+    seed: int | None,
+    out: Path,
+) -> None:
+    """Measure the quality of a VARIANT's samples: FID, sFID, IS, KID, precision and recall, distance to fp32."""
+    from edadm.evaluation.metrics import measure
+
+    settings = params.system(system)
+    start = settings.sampling.seed if seed is None else seed
+    measured = measure(
+        samples,
+        fp32,
+        reference_file,
+        settings.reference.extractor,
+        Path(settings.reference.statistics).parent,
+        params.metrics,
+        range(start, start + settings.sampling.images[protocol]),
+    )
+    write_json(out, {"system": system, "variant": variant, "protocol": protocol, **measured})
+
+
+@click.command()
+@click.argument("system")
+@click.option("--device", type=DEVICE, default="cpu", show_default=True)
+@click.option("--checkpoint", "folder", type=FOLDER, required=True)
+@click.option("--results", type=FOLDER, default="results", show_default=True, help="Where the runs' engines are.")
+@click.option("--out", type=FILE, required=True)
+@with_params
+def latency(params: Params, system: str, device: str, folder: Path, results: Path, out: Path) -> None:
+    """Time one U-Net call of each engine of a SYSTEM beside float baselines, in interleaved rounds."""
+    from edadm.evaluation.latency import measure
+
+    params.system(system)
+    variants = [run.variant for run in params.runs.values() if run.system == system]
+    engines = {variant: results / system / variant / f"engine-{device}" for variant in variants}
+    write_json(out, measure(system, folder, engines, params.latency, params.engine))
+
+
+@click.command()
+@click.option("--results", type=FOLDER, default="results", show_default=True)
+@click.option("--protocol", type=PROTOCOL, default="demo", show_default=True)
+@click.option("--out", type=FOLDER, required=True)
+@with_params
+def tables(params: Params, results: Path, protocol: str, out: Path) -> None:
+    """Gather what was measured into CSV tables."""
+    from edadm.report import tables as writer
+
+    writer.write(params, results, out, protocol)
+
+
+@click.command()
+@click.option("--results", type=FOLDER, default="results", show_default=True)
+@click.option("--out", type=FILE, required=True)
+@with_params
+def ablation(params: Params, results: Path, out: Path) -> None:
+    """Gather the comparison of recipes into a CSV table: means over the sampling seeds."""
+    from edadm.report import ablation as writer
+
+    writer.write(params, results, out)
+
+
+@click.command()
+@click.option("--results", type=FOLDER, default="results", show_default=True)
+@click.option("--out", type=FILE, required=True)
+@with_params
+def report(params: Params, results: Path, out: Path) -> None:
+    """Write the page with galleries, tables and plots: one file, readable without a network."""
+    from edadm.report import page
+
+    page.write(params, results, out)

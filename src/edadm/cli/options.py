@@ -1,0 +1,32 @@
+"""What the commands share: kinds of arguments, and the checked parameters."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import torch
+
+from edadm import params as parameters
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
+DEVICE = click.Choice(["cpu"])
+PROTOCOL = click.Choice(["demo", "full"])
+SEED = click.IntRange(0)
+
+
+def with_params(command: Callable) -> Callable:
+    """Give the command the checked parameters, not before it runs, so that --help works anywhere.
+
+    Threads are set as the parameters say: float sums depend on them, and Snakemake and DVC start commands differently.
+    """
+
+    @click.pass_obj
+    @functools.wraps(command)
+    def call(path: Path, *args: object, **kwargs: object) -> object:
+        params = parameters.load(path)
+        torch.set_num_threads(params.engine.threads)
+        return command(params, *args, **kwargs)
+
+    return call

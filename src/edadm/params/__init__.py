@@ -1,0 +1,126 @@
+"""params.yaml as checked, read-only dataclasses: what is wrong with it is one line, before anything runs."""
+
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+from edadm.errors import InputError
+from edadm.params.checks import disagreements
+from edadm.params.kinds import TYPES
+from edadm.params.schema import (
+    CALIBRATORS,
+    CalibrationParams,
+    CheckpointParams,
+    EngineParams,
+    LatencyParams,
+    MetricsParams,
+    Params,
+    Recipe,
+    Reconstruction,
+    ReferenceParams,
+    SamplerParams,
+    SamplingParams,
+)
+
+__all__ = [
+    "CALIBRATORS",
+    "CalibrationParams",
+    "CheckpointParams",
+    "EngineParams",
+    "LatencyParams",
+    "MetricsParams",
+    "Params",
+    "Recipe",
+    "Reconstruction",
+    "ReferenceParams",
+    "SamplerParams",
+    "SamplingParams",
+    "load",
+]
+
+
+def _read(path: Path) -> Any:
+    try:
+        content = OmegaConf.load(path)
+        OmegaConf.resolve(content)
+        return content
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; run from the project's folder or give --params") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise InputError(f"{path}: {line}not valid YAML ({error.problem})") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+
+
+def _wrong_shapes(kind: Any, content: Any, path: str) -> Iterator[str]:
+    """Each place where the schema has a mapping and the content has not (OmegaConf does not say where)."""
+    if is_dataclass(kind):
+        inner = {entry.name: entry.type for entry in fields(kind)}
+    elif get_origin(kind) is dict:
+        inner = dict.fromkeys(content if isinstance(content, dict) else (), get_args(kind)[1])
+    else:
+        return
+    if not isinstance(content, dict):
+        keys = f" with the keys {', '.join(inner)}" if inner else ""
+        yield f"{path or 'the file'}: {content!r} is not allowed; allowed: a mapping{keys}"
+        return
+    for name in inner.keys() & content.keys():
+        yield from _wrong_shapes(inner[name], content[name], f"{path}.{name}".lstrip("."))
+
+
+def _explain(error: OmegaConfBaseException) -> str:
+    """What OmegaConf found, as "key: what is wrong; what is allowed"."""
+    owner = error.object_type
+    known = {entry.name: entry for entry in fields(owner)} if is_dataclass(owner) else {}
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key}: is missing"
+    if isinstance(error, ConfigKeyError) and known:
+        return f"{error.full_key}: unknown key; known here: {', '.join(known)}"
+    reason = str(error.msg).splitlines()[0]
+    if error.key in known:
+        entry = known[error.key]
+        allowed = [TYPES.get(entry.type, ""), entry.metadata.get("allowed", "")]
+        return f"{error.full_key}: {reason}; allowed: {', '.join(filter(None, allowed)) or 'see docs/params.md'}"
+    return f"{error.full_key or 'the file'}: {reason}"
+
+
+def _bad_values(settings: Any, path: str) -> Iterator[str]:
+    """Each value, at any depth, that its field does not allow."""
+    if isinstance(settings, dict):
+        for key, value in settings.items():
+            yield from _bad_values(value, f"{path}.{key}")
+    if not is_dataclass(settings):
+        return
+    for entry in fields(settings):
+        key, value = f"{path}.{entry.name}".lstrip("."), getattr(settings, entry.name)
+        if "holds" in entry.metadata:
+            values = value if isinstance(value, tuple) else (value,)
+            if not values or len(set(values)) < len(values) or not all(map(entry.metadata["holds"], values)):
+                shown = list(value) if isinstance(value, tuple) else value
+                yield f"{key}: {shown!r} is not allowed; allowed: {entry.metadata['allowed']}"
+        else:
+            yield from _bad_values(value, key)
+
+
+def load(path: Path | str = "params.yaml") -> Params:
+    """The parameters in ``path``; InputError with one line (key, value, what is allowed) for the first wrong one."""
+    path = Path(path)
+    try:
+        content = _read(path)
+        for problem in _wrong_shapes(Params, OmegaConf.to_container(content), ""):
+            raise InputError(f"{path}: {problem}")
+        checked = OmegaConf.merge(OmegaConf.structured(Params), content)
+        params: Params = OmegaConf.to_object(checked)
+    except OmegaConfBaseException as error:
+        raise InputError(f"{path}: {_explain(error)}") from error
+    for problem in (*_bad_values(params, ""), *disagreements(params)):
+        raise InputError(f"{path}: {problem}")
+    return params

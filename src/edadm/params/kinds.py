@@ -1,0 +1,63 @@
+"""The kinds of values in params.yaml: each makes a dataclass field that says what is allowed."""
+
+import math
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError, field
+from typing import Any
+
+import omegaconf
+
+TYPES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+
+
+def checked(allowed: str, holds: Callable[[Any], bool], default: Any = omegaconf.MISSING) -> Any:
+    """A field for whose value ``holds`` must be true (of a list: for each element); ``allowed`` says that in words."""
+    return field(default=default, metadata={"allowed": allowed, "holds": holds})
+
+
+def one_of(*names: str, default: Any = omegaconf.MISSING) -> Any:
+    """One of the names."""
+    return checked(f"one of {', '.join(names)}", lambda value: value in names, default)
+
+
+def some_of(*names: str) -> Any:
+    """A list, not empty, of some of the names."""
+    return checked(f"a list of one or more of {', '.join(names)}", lambda value: value in names)
+
+
+def at_least(smallest: float, default: Any = omegaconf.MISSING) -> Any:
+    """A finite number not below ``smallest``."""
+    return checked(f"at least {smallest}", lambda value: smallest <= value < math.inf, default)
+
+
+def above_zero(default: Any = omegaconf.MISSING) -> Any:
+    """A finite number above 0."""
+    return checked("above 0", lambda value: 0 < value < math.inf, default)
+
+
+def between(low: float, high: float, default: Any = omegaconf.MISSING) -> Any:
+    """A number from ``low`` to ``high``, both included."""
+    return checked(f"from {low} to {high}", lambda value: low <= value <= high, default)
+
+
+def optional(entry: Any) -> Any:
+    """What ``entry`` allows, or null, which is the default."""
+    allowed, holds = entry.metadata["allowed"], entry.metadata["holds"]
+    return checked(f"{allowed}, or null", lambda value: value is None or holds(value), default=None)
+
+
+def bits() -> Any:
+    """A width in bits; 32 is unquantized."""
+    return checked("2 to 8, or 32 (not quantized)", lambda value: 2 <= value <= 8 or value == 32)
+
+
+class Settings:
+    """Read-only once made, lists as tuples.
+
+    By hand, because OmegaConf makes the configuration of a frozen dataclass read-only before it can be filled.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.__dict__:
+            raise FrozenInstanceError(f"cannot assign to field {name!r}")
+        super().__setattr__(name, tuple(value) if isinstance(value, list) else value)
