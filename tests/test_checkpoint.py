@@ -125,7 +125,7 @@ def test_sizes(tmp_path, bits):
     assert sizes["quantized_file_bytes"] == len(content) == sizes["payload_bytes"] + sizes["header_bytes"]
     assert sizes["header_bytes"] == 8 + struct.unpack("<Q", content[:8])[0]
     assert (sizes["payload_bytes"] == arithmetic) == (bits in (4, 8))
-    assert sizes["unet_fp32_bytes"] == 4 * sum(parameter.numel() for parameter in model.parameters())
+    assert sizes["fp32_bytes"] == 4 * sum(parameter.numel() for parameter in model.parameters())
     assert sizes["layers"] == ({"8": len(layers)} if bits == 8 else {str(bits): len(layers) - 2, "8": 2})
 
 
@@ -190,7 +190,7 @@ BROKEN = {
     "format_version 1 is not 2": lambda t, c: c["quantization_config"].update(format_version=1),
     "quant_method is not eda-dm": lambda t, c: c["quantization_config"].update(quant_method="gptq"),
     "needs a recipe and layers": lambda t, c: c["quantization_config"].pop("layers"),
-    "_class_name 'VQModel'": lambda t, c: c.update(_class_name="VQModel"),
+    "_class_name 'UNet1DModel'": lambda t, c: c.update(_class_name="UNet1DModel"),
     "diffusers refuses it": lambda t, c: c.update(down_block_types=["NoSuchBlock", "DownBlock2D"]),
 }
 

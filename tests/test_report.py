@@ -115,7 +115,7 @@ def make_results(results: Path, images: np.ndarray | None = None, variants: tupl
         write_json(
             system / variant / "engine-cpu" / "size.json",
             {
-                "unet_fp32_bytes": 6_400_000,
+                "fp32_bytes": 6_400_000,
                 "quantized_file_bytes": size,
                 "payload_bytes": size - 8000,
                 "header_bytes": 8000,
@@ -283,6 +283,7 @@ def test_tables_hold_the_numbers_and_their_ratios(results: Path, tmp_path: Path)
 
     exactness = {row["variant"]: row for row in read_table(tmp_path / "exactness.csv")}
     assert list(exactness) == ["w8a8", "w4a8", "w4a8-rtn"]  # there is nothing to be exact about in fp32
+    assert {row["network"] for row in exactness.values()} == {"unet"}
     assert exactness["w4a8"]["layers_in_int8"] == "43" and exactness["w4a8"]["floor"] == "0.0245"
 
     latency = {(row["configuration"], row["batch"]): row for row in read_table(tmp_path / "latency.csv")}
@@ -291,6 +292,22 @@ def test_tables_hold_the_numbers_and_their_ratios(results: Path, tmp_path: Path)
     assert float(latency["edadm-w8a8", "1"]["speedup_vs_openvino_bf16"]) == 1.5
     assert float(latency["edadm-w8a8", "32"]["speedup_vs_eager"]) == 3.75
     assert float(latency["pytorch-fp32-eager", "32"]["speedup_vs_openvino_bf16"]) == 0.4
+
+
+def test_a_quantized_autoencoder_is_counted_and_verified(tmp_path: Path) -> None:
+    make_results(tmp_path / "results")
+    folder = tmp_path / "results/fashion-ddim/w8a8"
+    sizes = read_json(folder / "engine-cpu/size.json")
+    write_json(folder / "engine-cpu/vae/size.json", sizes | {"fp32_bytes": 800_000, "quantized_file_bytes": 200_000})
+    checked = read_json(folder / "verification.json")
+    write_json(folder / "verification.json", checked | {"vae": checked | {"layers_in_graph": 7}})
+    tables.write(make_params(), tmp_path / "results", tmp_path)
+    size = {row["variant"]: row for row in read_table(tmp_path / "size.csv")}
+    expected = (sizes["quantized_file_bytes"] + 200_000) / (sizes["fp32_bytes"] + 800_000)
+    assert float(size["w8a8"]["ratio_with_vae"]) == pytest.approx(expected, rel=1e-5)
+    assert size["w4a8"]["ratio_with_vae"] == size["w4a8"]["vae_file_bytes"] == ""
+    exactness = [row for row in read_table(tmp_path / "exactness.csv") if row["variant"] == "w8a8"]
+    assert [(row["network"], row["layers_in_graph"]) for row in exactness] == [("unet", "43"), ("vae", "7")]
 
 
 def test_full_protocol_is_a_table_of_its_own(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from edadm.cli.options import DEVICE, FILE, FOLDER, PROTOCOL, SEED, with_params
 from edadm.errors import InputError
-from edadm.files import write_json
+from edadm.files import read_json, write_json
 from edadm.params import Params
 
 
@@ -39,8 +39,7 @@ def calibrate(params: Params, system: str, calibrator: str, folder: Path, out: P
 
     def trajectory(seeds: range):  # noqa: ANN202
         network = lambda *inputs: unet(*inputs, return_dict=False)[0]  # noqa: E731
-        for step, before, _ in draw(network, loaded, settings.sampler, seeds):
-            yield step, before
+        return draw(network, loaded, settings.sampler, seeds)
 
     data, *described = calibration.collect(unet, trajectory, calibrator, settings.calibration)
     first = settings.calibration.seed
@@ -68,12 +67,14 @@ def reconstruct(
 ) -> None:
     """Quantize a SYSTEM's U-Net as VARIANT says; a killed run goes on at the unit where it died."""
     from edadm.quantization import reconstruction
-    from edadm.systems.system import WEIGHTS, load_unet
+    from edadm.systems.system import AUTOENCODER_WEIGHTS, WEIGHTS, load_autoencoder, load_unet
 
     params.system(system)
     recipe = params.variant(variant)
+    weights = [path for path in (folder / WEIGHTS, folder / AUTOENCODER_WEIGHTS) if path.is_file()]
     limit = params.limits.cache_mib * 2**20
-    reconstruction.run(load_unet(folder), folder / WEIGHTS, calibration_file, recipe, scratch, out, limit)
+    unet, vae = load_unet(folder), load_autoencoder(folder)
+    reconstruction.run(unet, vae, weights, calibration_file, recipe, scratch, out, limit)
 
 
 @click.command()
@@ -98,9 +99,15 @@ def verify(params: Params, quantized: Path, engine: Path, calibration_file: Path
     """Compare an engine with exact integer arithmetic: every layer, and the whole network beside round-off."""
     from edadm.engines.verify import verify as compare
     from edadm.quantization import calibration
+    from edadm.quantization.autoencoder import FOLDER as VAE
 
-    inputs = [value[:images] for value in calibration.inputs(calibration.read(calibration_file))]
-    write_json(out, compare(quantized, engine, *inputs, threads=params.engine.threads))
+    data = calibration.read(calibration_file)
+    inputs = [value[:images] for value in calibration.inputs(data)]
+    found = compare(quantized, engine, *inputs, threads=params.engine.threads)
+    if (quantized / VAE).is_dir():
+        latents = data["final"][:images] / read_json(quantized / VAE / "config.json")["scaling_factor"]
+        found["vae"] = compare(quantized / VAE, engine / VAE, latents, threads=params.engine.threads)
+    write_json(out, found)
 
 
 @click.command()
@@ -129,6 +136,7 @@ def sample(
 
     from edadm import engines
     from edadm.evaluation import sampling
+    from edadm.quantization.autoencoder import FOLDER as VAE
     from edadm.systems.system import load
 
     settings = params.system(system)
@@ -141,9 +149,12 @@ def sample(
         only = int(index), int(count)
     torch.set_num_threads(1)  # the engine has the threads; PyTorch's would spin beside them between its small steps
     rows = settings.sampling.batch * (1 if settings.sampler.guidance == 1 else 2)  # guidance doubles the batch
+    drawn = load(folder)
+    if (engine / VAE).is_dir():
+        drawn = replace(drawn, decoder=engines.load(engine / VAE, 1, params.engine.body, params.engine.threads))
     sampling.run(
         lambda: engines.load(engine, rows, params.engine.body, params.engine.threads),
-        load(folder),
+        drawn,
         settings.sampler,
         sampling_params,
         settings.sampling.images[protocol],

@@ -33,10 +33,10 @@ from openvino.frontend.pytorch import ConversionExtension
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edadm.engines.reference import Network
+from edadm.engines.reference import as_function
 from edadm.errors import InputError
 from edadm.files import atomic_folder, read_json, write_json
-from edadm.quantization import checkpoint
+from edadm.quantization import autoencoder, checkpoint
 from edadm.quantization.attention import OPERANDS, Scales
 from edadm.quantization.checkpoint import IntegerLayer, QuantizedCheckpoint
 
@@ -74,27 +74,49 @@ class CpuEngine:
 
 
 def deploy(quantized: Path, out: Path) -> None:
-    """Build the engine folder ``out`` from a checkpoint folder, quantized or full-precision."""
-    loaded = checkpoint.load(quantized)
-    graph = build_graph(loaded)
-    packed = {name: layer for name, layer in loaded.layers.items() if layer.bits <= checkpoint.PACKED_BITS}
-    _pack_weights(graph, set(executed(packed)))
+    """Build the engine folder ``out`` from a checkpoint folder, quantized or full-precision.
+
+    A quantized autoencoder becomes an engine of its own in ``vae/``, of its decoder.
+    """
+    quantized, loaded = Path(quantized), checkpoint.load(quantized)
+    shapes = _inputs(loaded.config)
     with atomic_folder(Path(out)) as folder:
-        ov.save_model(graph, folder / "model.xml", compress_to_fp16=False)
-        description = {
-            "format_version": FORMAT_VERSION,
-            "device": "cpu",
-            "quantized_sha256": checkpoint.fingerprint(quantized),
-            "inputs": {port.any_name: [_size(axis) for axis in port.partial_shape] for port in graph.inputs},
-            "output": [_size(axis) for axis in graph.output(0).partial_shape],
-            "layers": executed(loaded.layers),
-            "products": [f"{name}.{operand}" for name in loaded.attention for operand in PRODUCTS],
-            "largest_weight": _largest_weight(loaded),
-            "versions": {name: version(name) for name in ("openvino", "torch", "diffusers")},
-        }
-        write_json(folder / "engine.json", description)
-        engine_bytes = sum((folder / name).stat().st_size for name in ("model.xml", "model.bin"))
-        write_json(folder / "size.json", checkpoint.sizes(quantized) | {"engine_bytes": engine_bytes})
+        _deploy(quantized, loaded, shapes, folder)
+        if (quantized / autoencoder.FOLDER).is_dir():
+            vae = checkpoint.load(quantized / autoencoder.FOLDER)
+            decoding = {name: layer for name, layer in vae.layers.items() if autoencoder.decoding(name)}
+            latents = {"x": [-1, vae.config["latent_channels"], *shapes["x"][2:]]}
+            _deploy(quantized / autoencoder.FOLDER, vae, latents, folder / autoencoder.FOLDER, decoding)
+
+
+def _deploy(
+    quantized: Path,
+    loaded: QuantizedCheckpoint,
+    shapes: dict[str, list[int]],
+    folder: Path,
+    layers: dict[str, IntegerLayer] | None = None,
+) -> None:
+    """Write the engine of one network to ``folder``; ``layers`` are those in its graph if not all are."""
+    layers = loaded.layers if layers is None else layers
+    folder.mkdir(exist_ok=True)
+    graph = build_graph(loaded, shapes)
+    packed = {name: layer for name, layer in layers.items() if layer.bits <= checkpoint.PACKED_BITS}
+    _pack_weights(graph, set(executed(packed)))
+    ov.save_model(graph, folder / "model.xml", compress_to_fp16=False)
+    description = {
+        "format_version": FORMAT_VERSION,
+        "device": "cpu",
+        "quantized_sha256": checkpoint.fingerprint(quantized),
+        "inputs": {port.any_name: [_size(axis) for axis in port.partial_shape] for port in graph.inputs},
+        "output": [_size(axis) for axis in graph.output(0).partial_shape],
+        "layers": executed(layers),
+        "products": [f"{name}.{operand}" for name in loaded.attention for operand in PRODUCTS],
+        "largest_weight": _largest_weight(loaded),
+        "versions": {name: version(name) for name in ("openvino", "torch", "diffusers")},
+    }
+    write_json(folder / "engine.json", description)
+    engine_bytes = sum((folder / name).stat().st_size for name in ("model.xml", "model.bin"))
+    write_json(folder / "size.json", checkpoint.sizes(quantized) | {"engine_bytes": engine_bytes})
 
 
 def load(engine_dir: Path, batch: int, body: str = "f32", threads: int = 2, cache_dir: Path | None = None) -> CpuEngine:
@@ -176,15 +198,16 @@ def has_int8_dot() -> bool:
     return not _INT8_FLAGS.isdisjoint(flags)
 
 
-def build_graph(loaded: QuantizedCheckpoint) -> ov.Model:
+def build_graph(loaded: QuantizedCheckpoint, shapes: Mapping[str, list[int]] | None = None) -> ov.Model:
     """The OpenVINO graph of a checkpoint, with int8 weights.
 
-    Inputs are x (-1, c, h, w) f32, t (-1,) i64 and, of a conditional network, context (-1, -1, width) f32.
+    Inputs are x (-1, c, h, w) f32, t (-1,) i64 and, of a conditional network, context (-1, -1, width) f32; of an
+    autoencoder x alone, whose size the configuration does not say: it comes in ``shapes``.
     """
-    shapes = _inputs(loaded.config)
+    shapes = shapes or _inputs(loaded.config)
     names = {id(layer): name for name, layer in loaded.layers.items()}
     attentions = {id(scales): name for name, scales in loaded.attention.items()}
-    unet = checkpoint.build_unet(
+    network = checkpoint.build_unet(
         loaded,
         lambda layer: _Placeholder(names[id(layer)], layer),
         lambda scales: partial(_placeholder_product, attentions[id(scales)]),
@@ -196,7 +219,7 @@ def build_graph(loaded: QuantizedCheckpoint) -> ov.Model:
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         warnings.filterwarnings("ignore", "`torch.jit.trace", DeprecationWarning)  # OpenVINO's choice
         graph = ov.convert_model(
-            Network(unet),
+            as_function(network),
             example_input=tuple(torch.zeros(shape, dtype=types[name][0]) for name, shape in examples.items()),
             input=[(ov.PartialShape(shape), types[name][1]) for name, shape in shapes.items()],
             extension=[

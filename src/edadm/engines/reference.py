@@ -64,6 +64,23 @@ class Network(nn.Module):
         return self.unet(*inputs, return_dict=False)[0]
 
 
-def load(folder: Path) -> Network:
+class Decoder(nn.Module):
+    """A diffusers autoencoder as a plain function from latents to images."""
+
+    def __init__(self, autoencoder: nn.Module) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take latents float32 (n, c, h, w), unscaled, to images float32 (n, channels, H, W)."""
+        return self.autoencoder.decode(x, return_dict=False)[0]
+
+
+def as_function(network: nn.Module) -> Network | Decoder:
+    """What an engine executes of a diffusers network: a U-Net, or an autoencoder's decoder."""
+    return Decoder(network) if hasattr(network, "decode") else Network(network)
+
+
+def load(folder: Path) -> Network | Decoder:
     """The network of a checkpoint folder in exact integers (in plain float32 when the folder is full-precision)."""
-    return Network(checkpoint.build_unet(checkpoint.load(folder), IntegerReference, integer_product))
+    return as_function(checkpoint.build_unet(checkpoint.load(folder), IntegerReference, integer_product))

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +23,23 @@ BATCH = 32
 
 
 class Simulation(nn.Module):
-    """A layer in float32 with fake quantization, as during reconstruction."""
+    """A layer with fake quantization, as during reconstruction; its sums are carried by ``dtype``."""
 
-    def __init__(self, layer: IntegerLayer) -> None:
+    def __init__(self, layer: IntegerLayer, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.layer = layer
-        self.weight = layer.weight * layer.weight_scale.reshape(-1, *[1] * (layer.weight.dim() - 1))
+        self.layer, self.dtype = layer, dtype
+        self.weight = (layer.weight * layer.weight_scale.reshape(-1, *[1] * (layer.weight.dim() - 1))).to(dtype)
+        self.bias = None if layer.bias is None else layer.bias.to(dtype)
 
     def forward(self, x: Tensor, *_: Any) -> Tensor:
         """X float32 in the layer's input layout."""
         layer = self.layer
         x = torch.fake_quantize_per_tensor_affine(
             x, layer.input_scale, layer.input_zero_point, 0, 2**layer.input_bits - 1
-        )
+        ).to(self.dtype)
         if layer.is_convolution:
-            return F.conv2d(x, self.weight, layer.bias, *layer.geometry)
-        return F.linear(x, self.weight, layer.bias)
+            return F.conv2d(x, self.weight, self.bias, *layer.geometry).float()
+        return F.linear(x, self.weight, self.bias).float()
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
@@ -45,7 +48,7 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 
 
 def layer_inputs(loaded: checkpoint.QuantizedCheckpoint, *inputs: Tensor) -> dict[str, Tensor]:
-    """The integers (int32) that reach every layer in a reference run on the network inputs x, t and perhaps context."""
+    """The integers (int32) that reach every layer in a reference run on the network's inputs."""
     names = {id(layer): name for name, layer in loaded.layers.items()}
     found: dict[str, Tensor] = {}
 
@@ -54,7 +57,7 @@ def layer_inputs(loaded: checkpoint.QuantizedCheckpoint, *inputs: Tensor) -> dic
             found[names[id(self.layer)]] = reference.quantize(x, self.layer)
             return super().forward(x)
 
-    reference.Network(checkpoint.build_unet(loaded, Recording))(*inputs)
+    reference.as_function(checkpoint.build_unet(loaded, Recording))(*inputs)
     return found
 
 
@@ -84,24 +87,29 @@ def without_onednn() -> Iterator[None]:
 def verify(quantized: Path, engine: Path, x: Tensor, *rest: Tensor, threads: int) -> dict[str, Any]:
     """Compare the CPU engine (f32 body) with the exact reference on network inputs x (n, c, h, w), t (n,), context.
 
+    Of an autoencoder they are the latents x alone.
+
     ``worst_layer_error`` is the largest of :func:`layer_error`. The other numbers are :func:`relative_error` of whole
     outputs. They cannot be 0: where sums in another order move a value over a rounding tie, an integer changes, and
-    every later layer sees it. ``floor`` is how far that takes the float32 simulation from itself: computed with
-    PyTorch's own convolution kernels instead of oneDNN's.
+    every later layer sees it. ``floor`` is how far that takes the simulation from itself: the largest difference
+    between any two of three computations of it, with oneDNN's float32 kernels, PyTorch's own, and float64 sums.
     """
     loaded = checkpoint.load(quantized)
     integers = layer_inputs(loaded, *(value[:4] for value in (x, *rest)))
-    errors = {name: layer_error(name, layer, integers[name]) for name, layer in loaded.layers.items()}
+    errors = {name: layer_error(name, loaded.layers[name], found) for name, found in integers.items()}
     compiled = cpu.load(engine, min(len(x), BATCH), threads=threads)
     in_int8, total = cpu.int8_layers(compiled.compiled)
-    simulation = reference.Network(checkpoint.build_unet(loaded, Simulation))
+    simulation, precise = (
+        reference.as_function(checkpoint.build_unet(loaded, partial(Simulation, dtype=dtype)))
+        for dtype in (torch.float32, torch.float64)
+    )
     expected, simulated = reference.load(quantized)(x, *rest), simulation(x, *rest)
     with without_onednn():
-        elsewhere = simulation(x, *rest)
+        computed = [simulated, simulation(x, *rest), precise(x, *rest)]
     found = compiled(x, *rest)
     worst = max(errors, key=errors.get, default=None)
     return {
-        "layers": len(loaded.layers),
+        "layers": len(integers),
         "layers_in_graph": total,
         "layers_in_int8": in_int8,
         "worst_layer": worst,
@@ -109,6 +117,6 @@ def verify(quantized: Path, engine: Path, x: Tensor, *rest: Tensor, threads: int
         "engine_to_reference": relative_error(found, expected),
         "engine_to_simulation": relative_error(found, simulated),
         "simulation_to_reference": relative_error(simulated, expected),
-        "floor": relative_error(elsewhere, simulated),
+        "floor": max(relative_error(*pair) for pair in combinations(computed, 2)),
         "images": len(x),
     }

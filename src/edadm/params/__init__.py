@@ -14,32 +14,42 @@ from edadm.params.checks import disagreements
 from edadm.params.kinds import TYPES
 from edadm.params.schema import (
     CALIBRATORS,
+    AblationParams,
     CalibrationParams,
     CheckpointParams,
     EngineParams,
     LatencyParams,
+    LimitParams,
     MetricsParams,
     Params,
+    PipelineParams,
     Recipe,
     Reconstruction,
     ReferenceParams,
+    Run,
     SamplerParams,
     SamplingParams,
+    SystemParams,
 )
 
 __all__ = [
     "CALIBRATORS",
+    "AblationParams",
     "CalibrationParams",
     "CheckpointParams",
     "EngineParams",
     "LatencyParams",
+    "LimitParams",
     "MetricsParams",
     "Params",
+    "PipelineParams",
     "Recipe",
     "Reconstruction",
     "ReferenceParams",
+    "Run",
     "SamplerParams",
     "SamplingParams",
+    "SystemParams",
     "load",
 ]
 

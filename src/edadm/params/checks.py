@@ -32,6 +32,8 @@ def disagreements(params: Params) -> Iterator[str]:
         if (recipe.weights == 32) != (recipe.activations == 32):
             widths = f"weights {recipe.weights} with activations {recipe.activations}"
             yield f"variants.{name}: {widths} is not allowed; allowed: both 2 to 8, or both 32"
+        if "unet" not in recipe.quantize:
+            yield f"variants.{name}.quantize: {list(recipe.quantize)} is not allowed; allowed: [unet] or [unet, vae]"
     if not params.runs:
         yield "runs: is empty; allowed: SYSTEM-VARIANT: {system: …, variant: …, calibrator: …}"
     for key, run in params.runs.items():

@@ -20,9 +20,9 @@ def one_of(*names: str, default: Any = omegaconf.MISSING) -> Any:
     return checked(f"one of {', '.join(names)}", lambda value: value in names, default)
 
 
-def some_of(*names: str) -> Any:
+def some_of(*names: str, default: Any = omegaconf.MISSING) -> Any:
     """A list, not empty, of some of the names."""
-    return checked(f"a list of one or more of {', '.join(names)}", lambda value: value in names)
+    return checked(f"a list of one or more of {', '.join(names)}", lambda value: value in names, default)
 
 
 def at_least(smallest: float, default: Any = omegaconf.MISSING) -> Any:

@@ -119,6 +119,7 @@ class Recipe(Settings):
 
     weights: int = bits()
     activations: int = bits()
+    quantize: tuple[str, ...] = some_of("unet", "vae", default=("unet",))
     ranges: str = one_of("mse", "minmax", default="mse")
     reconstruction: Reconstruction = field(default_factory=Reconstruction)
     eight_bit: tuple[str, ...] = ("conv_in", "conv_out")

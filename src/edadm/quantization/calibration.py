@@ -15,8 +15,8 @@ from edadm.files import atomic_write, sha256, write_json
 from edadm.params import CALIBRATORS, CalibrationParams
 from edadm.quantization import baselines, tdac
 
-# a trajectory yields (timestep, network input (n, c, h, w)) for each step, given the seeds of its images
-Trajectory = Callable[[range], Iterator[tuple[int, Tensor]]]
+# a trajectory yields (timestep, network input, result) for each step, both (n, c, h, w), given the seeds of its images
+Trajectory = Callable[[range], Iterator[tuple[int, Tensor, Tensor]]]
 
 
 class _MiddleFeatures:
@@ -61,8 +61,9 @@ def _allocation(
 def collect(
     unet: nn.Module, trajectory: Trajectory, calibrator: str, params: CalibrationParams
 ) -> tuple[dict[str, Tensor], tdac.Allocation, list[int]]:
-    """Draw the calibration set; returns ``{"x", "t"}``, the allocation and the timesteps in sampling order.
+    """Draw the calibration set; returns ``{"x", "t", "final"}``, the allocation and the timesteps in sampling order.
 
+    ``final`` are the results of the first batch's last step: what an autoencoder is calibrated on.
     The first batch of trajectories is kept whole until its mid-block features have decided the counts; of every
     later trajectory only one latent is kept, so memory is O(samples), not O(steps x samples).
     """
@@ -78,20 +79,21 @@ def collect(
     middle.handle.remove()
     generator = torch.Generator().manual_seed(params.seed)
     allocation = _allocation(calibrator, torch.stack(features), params, generator)
-    steps = [timestep for timestep, _ in first]
+    steps = [timestep for timestep, _, _ in first]
     drawn = torch.repeat_interleave(torch.arange(len(steps)), allocation.counts)
     drawn = drawn[torch.randperm(len(drawn), generator=generator)]
     latents = []
     for number, seeds in enumerate(tqdm(batches, desc="calibration: latents", unit="batch")):
         wanted = drawn[number * params.batch : number * params.batch + len(seeds)]
         kept: list[Tensor | None] = [None] * len(seeds)
-        for index, (_, x) in enumerate(first if number == 0 else trajectory(seeds)):
+        for index, (_, x, _) in enumerate(first if number == 0 else trajectory(seeds)):
             for row in (wanted == index).nonzero().flatten().tolist():
                 kept[row] = x[row].clone()
             if index == wanted.max():
                 break
         latents += kept
-    return {"x": torch.stack(latents), "t": torch.tensor(steps)[drawn]}, allocation, steps
+    data = {"x": torch.stack(latents), "t": torch.tensor(steps)[drawn], "final": first[-1][2]}
+    return data, allocation, steps
 
 
 def with_contexts(data: dict[str, Tensor], contexts: tuple[Tensor, ...]) -> dict[str, Tensor]:
@@ -101,8 +103,8 @@ def with_contexts(data: dict[str, Tensor], contexts: tuple[Tensor, ...]) -> dict
     """
     if not contexts:
         return data
-    repeated = {key: torch.cat([value] * len(contexts)) for key, value in data.items()}
-    return repeated | {"context": torch.cat(contexts)}
+    repeated = {key: torch.cat([data[key]] * len(contexts)) for key in ("x", "t")}
+    return data | repeated | {"context": torch.cat(contexts)}
 
 
 def inputs(data: dict[str, Tensor]) -> tuple[Tensor, ...]:
@@ -121,7 +123,8 @@ def write(
 ) -> None:
     """Write the set to ``out`` and its description beside it.
 
-    Safetensors: x float32 (n, c, h, w), t int64 (n,) and, of a conditional system, context float32 (n, tokens, width).
+    Safetensors: x float32 (n, c, h, w), t int64 (n,), final float32 (batch, c, h, w) and, of a conditional system,
+    context float32 (n, tokens, width).
     """
     atomic_write(out, save(data))
     write_json(
@@ -148,7 +151,8 @@ def read(path: Path) -> dict[str, Tensor]:
         data = load_file(path)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: not a readable calibration set ({error})") from error
-    if set(data) - {"context"} != {"x", "t"} or len({len(value) for value in data.values()}) > 1:
+    lengths = {len(value) for name, value in data.items() if name != "final"}
+    if set(data) - {"context", "final"} != {"x", "t"} or len(lengths) > 1:
         shapes = {name: tuple(value.shape) for name, value in sorted(data.items())}
         raise InputError(f"{path}: a calibration set has x, t and perhaps context of one length, this has {shapes}")
     return data

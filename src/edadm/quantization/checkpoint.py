@@ -53,7 +53,9 @@ from edadm.quantization.quantizer import weight_grid
 
 FORMAT_VERSION = 2
 PACKED_BITS = 4  # weights of at most so many bits are stored two per byte
-CLASSES = {"UNet2DModel": diffusers.UNet2DModel, "UNet2DConditionModel": diffusers.UNet2DConditionModel}
+CLASSES = {
+    name: getattr(diffusers, name) for name in ("UNet2DModel", "UNet2DConditionModel", "AutoencoderKL", "VQModel")
+}
 _PARTS = ".parts."
 
 
@@ -290,7 +292,7 @@ def sizes(folder: Path) -> dict[str, Any]:
         arithmetic += math.ceil(entry["bits"] * weights[name] / 8) + 4 * entry["shape"][0]
     total = path.stat().st_size
     return {
-        "unet_fp32_bytes": 4 * parameters,
+        "fp32_bytes": 4 * parameters,
         "quantized_file_bytes": total,
         "payload_bytes": total - header,
         "header_bytes": header,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from edadm.files import atomic_folder, atomic_write, sha256
 from edadm.params import Recipe
-from edadm.quantization import calibration, checkpoint, fbr
+from edadm.quantization import autoencoder, calibration, checkpoint, fbr
 from edadm.quantization.attention import QuantizedAttention, Scales, attentions
 from edadm.quantization.cache import Cache
 from edadm.quantization.layers import Simulated, SimulatedLayer, SplitShortcut, simulated_layers
@@ -113,44 +113,67 @@ def quantize(
 
     Of the tables that learning works on, those beyond ``cache_bytes`` are files in ``scratch``.
     """
-    batches = list(zip(*(value.split(BATCH) for value in calibration.inputs(data)), strict=True))
+    return _quantize(unet, calibration.inputs(data), recipe, scratch, fingerprint, cache_bytes)
+
+
+def _quantize(
+    network: nn.Module,
+    rows: tuple[Tensor, ...],
+    recipe: Recipe,
+    scratch: Path,
+    fingerprint: str,
+    cache_bytes: float,
+) -> list[fbr.UnitResult]:
+    """``quantize`` for any network; ``rows`` are its arguments for the whole calibration set."""
+    batches = list(zip(*(value.split(BATCH) for value in rows), strict=True))
     example = tuple(value[:1] for value in batches[0])
-    simulate(unet, example, recipe)
-    units = find_units(unet, example)
-    fbr.initialise(unet, batches, recipe)
+    simulate(network, example, recipe)
+    units = find_units(network, example)
+    fbr.initialise(network, batches, recipe)
     if recipe.reconstruction.method == "none":
         return []
     done = UnitCheckpoints(scratch, fingerprint)
     cache = Cache(scratch / "tables", cache_bytes)
-    return fbr.reconstruct(unet, units, batches, recipe.reconstruction, done.restore, done.keep, cache)
+    return fbr.reconstruct(network, units, batches, recipe.reconstruction, done.restore, done.keep, cache)
 
 
 def run(
     unet: nn.Module,
-    weights: Path,
+    vae: nn.Module | None,
+    weights: list[Path],
     calibration_file: Path,
     recipe: Recipe,
     scratch: Path,
     out: Path,
     cache_bytes: float = math.inf,
 ) -> None:
-    """Write the quantized checkpoint of ``unet`` (whose float weights are the file ``weights``) to ``out``.
+    """Write the quantized checkpoint of ``unet`` and, if the recipe has it, of the autoencoder ``vae`` to ``out``.
 
-    A float recipe (32 bits) writes the float weights in the same layout. Finished units are kept in ``scratch`` until
-    the checkpoint is written, so a killed run resumes there; see ``quantize`` for ``cache_bytes``.
+    ``weights`` are the files of their float weights. A float recipe (32 bits) writes those of the U-Net in the same
+    layout. Finished units are kept in ``scratch`` until the checkpoint is written, so a killed run resumes there; see
+    ``quantize`` for ``cache_bytes``.
     """
-    config = checkpoint.unet_config(unet)
     if recipe.weights == 32:
         with atomic_folder(out) as folder:
-            checkpoint.save(folder, config, {}, unet.state_dict(), {})
+            checkpoint.save(folder, checkpoint.unet_config(unet), {}, unet.state_dict(), {})
             (folder / "losses.csv").write_text(_losses_csv([]))
         return
+    data = calibration.read(calibration_file)
     described = json.dumps(asdict(recipe), sort_keys=True)
-    parts = (sha256(weights), sha256(calibration_file), described, torch.__version__)
+    parts = (*map(sha256, weights), sha256(calibration_file), described, torch.__version__)
     fingerprint = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    results = quantize(unet, calibration.read(calibration_file), recipe, scratch, fingerprint, cache_bytes)
-    layers, floats = integer_layers(unet)
+    networks = [("", unet, unet, recipe, calibration.inputs(data))]
+    if autoencoder.FOLDER in recipe.quantize:
+        rows = (autoencoder.latents(data, vae),)
+        networks.append((autoencoder.FOLDER, vae, autoencoder.RoundTrip(vae), autoencoder.recipe(recipe), rows))
+    configs = [checkpoint.unet_config(network) for _, network, *_ in networks]  # learning changes the networks
+    results = [
+        _quantize(traced, rows, own, scratch / name, fingerprint, cache_bytes)
+        for name, _, traced, own, rows in networks
+    ]
     with atomic_folder(out) as folder:
-        checkpoint.save(folder, config, layers, floats, asdict(recipe), attention_scales(unet))
-        (folder / "losses.csv").write_text(_losses_csv(results))
+        for (name, network, _, own, _), config, learned in zip(networks, configs, results, strict=True):
+            layers, floats = integer_layers(network)
+            checkpoint.save(folder / name, config, layers, floats, asdict(own), attention_scales(network))
+            atomic_write(folder / name / "losses.csv", _losses_csv(learned))
     shutil.rmtree(scratch, ignore_errors=True)

@@ -177,7 +177,7 @@ def _system(params: Any, results: Path, name: str, rows: dict[str, list[dict[str
     floor_path = folder / "reference.json"
     floor = tables.pick(read_json(floor_path), FLOOR, floor_path) if floor_path.exists() else None
     for row in own["size"]:
-        row["times_smaller"] = tables.ratio(row["unet_fp32_bytes"], row["quantized_file_bytes"])
+        row["times_smaller"] = tables.ratio(row["fp32_bytes"], row["quantized_file_bytes"])
         row["off"] = tables.ratio(row["quantized_file_bytes"] - row["arithmetic_bytes"], row["arithmetic_bytes"])
     sizes = {row["variant"]: row for row in own["size"]}
     speed = _speed(own["latency"])

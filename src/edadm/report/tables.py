@@ -26,10 +26,11 @@ MEASURES = (
     "confident_share",
 )
 QUALITY = ("run", "system", "variant", "n", "fid", "fid_ratio", *MEASURES[2:], "class_accuracy")
-SIZES = ("unet_fp32_bytes", "quantized_file_bytes", "payload_bytes", "arithmetic_bytes", "engine_bytes")
-SIZE = ("system", "variant", *SIZES, "ratio_to_fp32")
+SIZES = ("fp32_bytes", "quantized_file_bytes", "payload_bytes", "arithmetic_bytes", "engine_bytes")
+AUTOENCODER_SIZES = {"vae_fp32_bytes": "fp32_bytes", "vae_file_bytes": "quantized_file_bytes"}
+SIZE = ("system", "variant", *SIZES, "ratio_to_fp32", *AUTOENCODER_SIZES, "ratio_with_vae")
 CHECKS = ("layers_in_graph", "layers_in_int8", "worst_layer_error", "engine_to_reference", "floor", "images")
-EXACTNESS = ("system", "variant", *CHECKS)
+EXACTNESS = ("system", "variant", "network", *CHECKS)
 TIMES = ("configuration", "batch", "threads", "median_ms", "min_ms", "rounds")
 # what each configuration is compared with: what most users run, and the best float path of the engine we use
 BASELINES = {"speedup_vs_eager": "pytorch-fp32-eager", "speedup_vs_openvino_bf16": "openvino-bf16"}
@@ -71,8 +72,9 @@ def quality(params: Any, results: Path, protocol: str = "demo") -> list[dict[str
 def size(params: Any, results: Path) -> list[dict[str, Any]]:
     """A row per listed run whose engine exists, with the columns ``SIZE`` and ``layers``, {bits: number of layers}.
 
-    ``ratio_to_fp32`` is the quantized file over the float32 U-Net, so smaller is better. The quantized file is the
-    same for every device; the engine of the first one is read.
+    ``ratio_to_fp32`` is the quantized file over the float32 U-Net, so smaller is better; ``ratio_with_vae`` is that of
+    both networks together, None where the autoencoder is not quantized. The quantized file is the same for every
+    device; the engine of the first one is read.
     """
     rows = []
     for run in params.runs.values():
@@ -80,17 +82,32 @@ def size(params: Any, results: Path) -> list[dict[str, Any]]:
         if not path.exists():
             continue
         row = {"system": run.system, "variant": run.variant, **pick(read_json(path), (*SIZES, "layers"), path)}
-        rows.append(row | {"ratio_to_fp32": ratio(row["quantized_file_bytes"], row["unet_fp32_bytes"])})
+        row["ratio_to_fp32"] = ratio(row["quantized_file_bytes"], row["fp32_bytes"])
+        rows.append(row | _with_autoencoder(row, path.parent / "vae" / path.name))
     return rows
 
 
+def _with_autoencoder(row: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The columns of a quantized autoencoder, described in ``path``, beside the U-Net's ``row``."""
+    if not path.exists():
+        return dict.fromkeys((*AUTOENCODER_SIZES, "ratio_with_vae"))
+    sizes = pick(read_json(path), AUTOENCODER_SIZES.values(), path)
+    found = {column: sizes[key] for column, key in AUTOENCODER_SIZES.items()}
+    both = [row[key] + sizes[key] for key in ("quantized_file_bytes", "fp32_bytes")]
+    return found | {"ratio_with_vae": ratio(*both)}
+
+
 def exactness(params: Any, results: Path) -> list[dict[str, Any]]:
-    """A row per listed quantized run whose engine was verified, with the columns ``EXACTNESS``."""
+    """A row per verified network of the listed quantized runs (U-Net, perhaps autoencoder), columns ``EXACTNESS``."""
     rows = []
     for run in params.runs.values():
         path = results / run.system / run.variant / "verification.json"
         if params.variants[run.variant].weights < 32 and path.exists():
-            rows.append({"system": run.system, "variant": run.variant, **pick(read_json(path), CHECKS, path)})
+            content = read_json(path)
+            for network, found in {"unet": content, "vae": content.get("vae")}.items():
+                if found is not None:
+                    named = {"system": run.system, "variant": run.variant, "network": network}
+                    rows.append(named | pick(found, CHECKS, path))
     return rows
 
 

@@ -6,6 +6,7 @@ class-conditional one.
 
 import hashlib
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from edadm.systems import class_embedder, samplers
 from edadm.systems.class_embedder import ClassEmbedder
 
 WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
+AUTOENCODER_WEIGHTS = Path("vae") / WEIGHTS.name
 PARTS = ("class_embedder", "scheduler", "unet", "vae")
 UNETS = (UNet2DModel, UNet2DConditionModel)
 AUTOENCODERS = (AutoencoderKL, VQModel)
@@ -59,7 +61,8 @@ class System:
     shape: tuple[int, int, int]  # of what the sampler works on: pixels or latents
     diffusion: samplers.Diffusion
     embedder: ClassEmbedder | None  # of a class-conditional system
-    autoencoder: nn.Module | None  # of a latent system
+    decoder: Callable[[Tensor], Tensor] | None  # of a latent system: a latent (1, c, h, w) / scale to its image
+    scale: float = 1.0
 
     def labels(self, seeds: range) -> Tensor | None:
         """The class (n,) int64 that each seed shows, None without classes: any ``classes`` seeds in a row show all."""
@@ -86,10 +89,9 @@ class System:
 
         Latents go through the autoencoder one by one: a convolution's last bits depend on its batch, an image must not.
         """
-        if self.autoencoder is None:
+        if self.decoder is None:
             return x
-        scale = self.autoencoder.config.scaling_factor
-        return torch.cat([self.autoencoder.decode(row / scale).sample for row in x.split(1)])
+        return torch.cat([self.decoder(row / self.scale) for row in x.split(1)])
 
 
 def _require(checkpoint: Path, *files: Path) -> None:
@@ -119,19 +121,26 @@ def load_unet(checkpoint: Path) -> nn.Module:
     return _load_part(Path(checkpoint), "unet", UNETS)
 
 
+def load_autoencoder(checkpoint: Path) -> nn.Module | None:
+    """The float autoencoder of a checkpoint folder, None in pixel space; InputError when it is unreadable."""
+    return _load_part(Path(checkpoint), "vae", AUTOENCODERS) if (Path(checkpoint) / "vae").is_dir() else None
+
+
 def load(checkpoint: Path) -> System:
     """Load all of a checkpoint folder but the U-Net's weights; InputError when something is missing or unreadable."""
     checkpoint = Path(checkpoint)
     _require(checkpoint, Path("unet") / "config.json", Path("scheduler") / "scheduler_config.json")
     config: dict[str, Any] = read_json(checkpoint / "unet" / "config.json")
     side = config["sample_size"]
+    autoencoder = load_autoencoder(checkpoint)
     return System(
         shape=(config["in_channels"], side, side),
         diffusion=samplers.Diffusion.from_scheduler(DDIMScheduler.from_pretrained(checkpoint / "scheduler")),
         embedder=class_embedder.load(checkpoint / "class_embedder")
         if (checkpoint / "class_embedder").is_dir()
         else None,
-        autoencoder=_load_part(checkpoint, "vae", AUTOENCODERS) if (checkpoint / "vae").is_dir() else None,
+        decoder=None if autoencoder is None else lambda latent: autoencoder.decode(latent).sample,
+        scale=1.0 if autoencoder is None else autoencoder.config.scaling_factor,
     )
 
 
