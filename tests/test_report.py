@@ -297,9 +297,9 @@ def test_tables_hold_the_numbers_and_their_ratios(results: Path, tmp_path: Path)
 def test_a_quantized_autoencoder_is_counted_and_verified(tmp_path: Path) -> None:
     make_results(tmp_path / "results")
     folder = tmp_path / "results/fashion-ddim/w8a8"
-    sizes = read_json(folder / "engine-cpu/size.json")
+    sizes = json.loads((folder / "engine-cpu/size.json").read_text())
     write_json(folder / "engine-cpu/vae/size.json", sizes | {"fp32_bytes": 800_000, "quantized_file_bytes": 200_000})
-    checked = read_json(folder / "verification.json")
+    checked = json.loads((folder / "verification.json").read_text())
     write_json(folder / "verification.json", checked | {"vae": checked | {"layers_in_graph": 7}})
     tables.write(make_params(), tmp_path / "results", tmp_path)
     size = {row["variant"]: row for row in read_table(tmp_path / "size.csv")}
