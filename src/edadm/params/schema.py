@@ -43,6 +43,18 @@ class CheckpointParams(Settings):
 
 
 @dataclass
+class FileParams(Settings):
+    """A published file: where it comes from and how to know it; ``member`` is the file wanted of a zip."""
+
+    name: str = checked("a plain file name", lambda value: value not in ("", ".", "..") and "/" not in value)
+    sources: list[str] = checked("a list of one or more URLs or paths", bool)
+    size: int | None = optional(at_least(1))
+    sha256: str | None = optional(checked("64 hexadecimal digits", re.compile(r"[0-9a-f]{64}").fullmatch))
+    md5: str | None = optional(checked("32 hexadecimal digits", re.compile(r"[0-9a-f]{32}").fullmatch))
+    member: str | None = None
+
+
+@dataclass
 class SamplerParams(Settings):
     """How images are drawn."""
 
