@@ -1,6 +1,6 @@
 """The published systems' original checkpoint files, and what is made of them.
 
-- ``read_state_dict(path) -> dict[str, Tensor]``: the tensors of a ``.ckpt``, ``.pth``, ``.pt`` or ``.safetensors`` file,
+- ``read_state_dict(path) -> dict[str, Tensor]``: the tensors of a ``.ckpt``, ``.pth``, ``.pt``, ``.safetensors`` file,
   without running anything that it holds.
 - ``convert(kind, source, out, side=None)``: a checkpoint folder in diffusers layout from an original file.
 - ``random_checkpoint(kind, out, seed=0)``: the same folder with random weights, at full size, from no file at all.
