@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, UNet2DModel, VQModel
+from diffusers import AutoencoderKL, DDIMScheduler, VQModel
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from edadm import unets
 from edadm.errors import InputError
 from edadm.files import atomic_folder, read_json
 from edadm.params import CheckpointParams, SamplerParams
@@ -23,7 +25,6 @@ from edadm.systems.class_embedder import ClassEmbedder
 
 WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
 PARTS = ("class_embedder", "scheduler", "unet", "vae")
-UNETS = (UNet2DModel, UNet2DConditionModel)
 AUTOENCODERS = (AutoencoderKL, VQModel)
 
 
@@ -116,7 +117,19 @@ def _load_part(checkpoint: Path, part: str, classes: tuple[type, ...]) -> nn.Mod
 
 def load_unet(checkpoint: Path) -> nn.Module:
     """The float U-Net of a checkpoint folder; InputError when it is missing or unreadable."""
-    return _load_part(Path(checkpoint), "unet", UNETS)
+    checkpoint = Path(checkpoint)
+    folder = checkpoint / "unet"
+    _require(checkpoint, Path("unet") / "config.json", WEIGHTS)
+    try:
+        with torch.device("meta"):  # no memory and no time for weights that the file replaces
+            unet = unets.build(read_json(folder / "config.json"))
+        unet.register_to_config(_name_or_path=str(folder))  # as diffusers' own loading does
+        unet.load_state_dict(
+            {name: each.float() for name, each in load_file(checkpoint / WEIGHTS).items()}, assign=True
+        )
+    except (InputError, OSError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"{folder}: cannot be loaded ({' '.join(str(error).split())})") from error
+    return unet.eval().requires_grad_(False)
 
 
 def load(checkpoint: Path) -> System:
