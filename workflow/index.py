@@ -3,8 +3,8 @@
 index.py FILE PATH...   write the SHA-256 of each PATH, or of each file in it, to FILE
 index.py                remove the files of runs, calibrators and devices that params.yaml no longer lists
 
-FILE is results/index/SYSTEM/KIND/NAME, or in index-full, index-ablation or index-published instead of index. The second form keeps the
-folder the same in a clone, where a removed run never was, and here.
+FILE is results/index/SYSTEM/KIND/NAME, or in index-full, index-ablation or index-published instead of index. The second
+form keeps the folder the same in a clone, where a removed run never was, and here.
 """
 
 import hashlib

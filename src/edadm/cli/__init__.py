@@ -43,6 +43,7 @@ def cli(context: click.Context, path: Path) -> None:
 
 
 for command in (
+    build.download,
     build.checkpoint,
     build.calibrate,
     build.reconstruct,

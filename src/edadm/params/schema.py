@@ -64,6 +64,7 @@ class OriginalParams(Settings):
 
     format: str = one_of(*FORMATS)
     files: dict[str, FileParams] = omegaconf.MISSING
+    side: int | None = optional(at_least(8))
 
 
 @dataclass

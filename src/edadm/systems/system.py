@@ -1,14 +1,14 @@
 """A system: a checkpoint folder in diffusers layout, with what is needed to draw images from its U-Net.
 
 ``unet/`` and ``scheduler/`` are always there; ``vae/`` makes the system a latent one, ``class_embedder/`` a
-class-conditional one.
+class-conditional one, ``text_encoder/`` with ``tokenizer/`` and ``prompts/`` a text-conditional one.
 """
 
 import hashlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, VQModel
@@ -23,8 +23,11 @@ from edadm.params import CheckpointParams, SamplerParams
 from edadm.systems import class_embedder, samplers
 from edadm.systems.class_embedder import ClassEmbedder
 
+if TYPE_CHECKING:
+    from edadm.systems.text import TextEncoder
+
 WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
-PARTS = ("class_embedder", "scheduler", "unet", "vae")
+PARTS = ("class_embedder", "prompts", "scheduler", "text_encoder", "tokenizer", "unet", "vae")
 AUTOENCODERS = (AutoencoderKL, VQModel)
 
 
@@ -59,15 +62,29 @@ class System:
 
     shape: tuple[int, int, int]  # of what the sampler works on: pixels or latents
     diffusion: samplers.Diffusion
-    embedder: ClassEmbedder | None  # of a class-conditional system
+    embedder: "ClassEmbedder | TextEncoder | None"  # of a class- or text-conditional system
     autoencoder: nn.Module | None  # of a latent system
 
     def labels(self, seeds: range) -> Tensor | None:
         """The class (n,) int64 that each seed shows, None without classes: any ``classes`` seeds in a row show all."""
-        return None if self.embedder is None else torch.tensor(seeds) % self.embedder.null
+        return self.embedder.labels(seeds) if isinstance(self.embedder, ClassEmbedder) else None
+
+    def prompts(self, seeds: range) -> list[str] | None:
+        """The prompt that each seed shows, None without a text encoder."""
+        return self.embedder.shown(seeds) if self._reads else None
+
+    def check_apart(self, one: range, other: range) -> None:
+        """InputError when seeds of the two ranges show the same prompt: calibrated on what is evaluated."""
+        if self._reads:
+            self.embedder.check_apart(one, other)
+
+    @property
+    def _reads(self) -> bool:
+        """Whether the condition is a text."""
+        return not isinstance(self.embedder, ClassEmbedder | None)
 
     def contexts(self, seeds: range, guidance: float) -> tuple[Tensor, ...]:
-        """What ``samplers.conditioned`` takes, each (n, tokens, width): none, the labels', or null's and the labels'.
+        """What ``samplers.conditioned`` takes, each (n, tokens, width): none, the conditions', or nothing's and theirs.
 
         ``guidance`` 1 needs no unconditional rows. InputError for guidance without a condition.
         """
@@ -75,11 +92,8 @@ class System:
             if guidance != 1:
                 raise InputError(f"sampler.guidance: {guidance} needs a conditional checkpoint; this one takes 1 only")
             return ()
-        labels = self.labels(seeds)
-        conditional = self.embedder(labels)
-        if guidance == 1:
-            return (conditional,)
-        return self.embedder(torch.full_like(labels, self.embedder.null)), conditional
+        conditional = self.embedder.conditional(seeds)
+        return (conditional,) if guidance == 1 else (self.embedder.unconditional(len(seeds)), conditional)
 
     @torch.no_grad()
     def decode(self, x: Tensor) -> Tensor:
@@ -132,6 +146,15 @@ def load_unet(checkpoint: Path) -> nn.Module:
     return unet.eval().requires_grad_(False)
 
 
+def _load_embedder(checkpoint: Path) -> "ClassEmbedder | TextEncoder | None":
+    """What makes the conditions' contexts, if the checkpoint has a part for it."""
+    if (checkpoint / "text_encoder").is_dir():
+        from edadm.systems import text  # not before it is needed: transformers takes seconds
+
+        return text.load(checkpoint)
+    return class_embedder.load(checkpoint / "class_embedder") if (checkpoint / "class_embedder").is_dir() else None
+
+
 def load(checkpoint: Path) -> System:
     """Load all of a checkpoint folder but the U-Net's weights; InputError when something is missing or unreadable."""
     checkpoint = Path(checkpoint)
@@ -141,9 +164,7 @@ def load(checkpoint: Path) -> System:
     return System(
         shape=(config["in_channels"], side, side),
         diffusion=samplers.Diffusion.from_scheduler(DDIMScheduler.from_pretrained(checkpoint / "scheduler")),
-        embedder=class_embedder.load(checkpoint / "class_embedder")
-        if (checkpoint / "class_embedder").is_dir()
-        else None,
+        embedder=_load_embedder(checkpoint),
         autoencoder=_load_part(checkpoint, "vae", AUTOENCODERS) if (checkpoint / "vae").is_dir() else None,
     )
 
