@@ -12,7 +12,8 @@ ImageNet's ``class_embedder/``, of Stable Diffusion's ``text_encoder/`` (its tok
 """
 
 from edadm.systems.originals.architectures import KINDS, parameter_counts
-from edadm.systems.originals.converting import convert, random_checkpoint
+from edadm.systems.originals.converting import convert
+from edadm.systems.originals.random_weights import random_checkpoint
 from edadm.systems.originals.reading import read_state_dict
 
 __all__ = ["KINDS", "convert", "parameter_counts", "random_checkpoint", "read_state_dict"]

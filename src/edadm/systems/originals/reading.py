@@ -7,6 +7,7 @@ the memory.
 """
 
 import os
+import re
 import tarfile
 import zipfile
 from pathlib import Path
@@ -47,8 +48,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     except InputError:
         raise
     except Exception as error:  # a file of strangers: whatever goes wrong in it must not be a traceback
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path}: cannot be read as a checkpoint ({reason[:200]}); download it again") from error
+        raise InputError(f"{path}: cannot be read as a checkpoint ({_reason(error)}); download it again") from error
     if isinstance(content, dict) and isinstance(content.get(NESTED), dict):
         content = content[NESTED]
     if not isinstance(content, dict) or not content:
@@ -58,6 +58,16 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             raise InputError(f"{path}: not a state dict: {str(name)[:80]!r} is a {type(value).__name__}, not a tensor")
         _check_tensor(path, name, value)
     return dict(content)
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong in a few words, without torch's advice to load the file regardless."""
+    text = " ".join(str(error).split())
+    asked = re.search(r"GLOBAL ([\w.]+)", text)
+    if asked:
+        return f"it asks for {asked[1]}, which was not run"
+    text = re.split(r"\. | Check ", text.partition("WeightsUnpickler error: ")[2] or text)[0]
+    return text[:200] or type(error).__name__
 
 
 def _load_pickle(path: Path) -> Any:
@@ -100,6 +110,6 @@ def _check_tensor(path: Path, name: str, tensor: Tensor) -> None:
     if tensor.device.type != "cpu":
         raise InputError(f"{path}: {name[:80]!r} has no values")
     reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    last = (tensor.storage_offset() + reach + 1) * tensor.element_size()
-    if tensor.numel() and last > tensor.untyped_storage().nbytes():
+    needed = max(tensor.storage_offset() + reach + 1, tensor.numel())  # a stride of 0 would make much out of little
+    if tensor.numel() and needed * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise InputError(f"{path}: {name[:80]!r} claims to be larger than its bytes in the file")
