@@ -13,8 +13,8 @@ import torch
 import yaml
 from fileserver import FileServer
 
-from edadm.systems.originals import converting
 from edadm.systems.originals.architectures import Widths
+from edadm.systems.originals.parts import parts
 
 ROOT = Path(__file__).parent.parent
 WORDS = ["a", "an", "the", "cat", "dog", "sits", "on", "in", "red", "blue", "tree", "house", "car"]
@@ -48,7 +48,7 @@ def text_files(folder: Path) -> dict[str, Path]:
 def stable_diffusion(folder: Path) -> Path:
     """A random original wider than the fixture's: heads of one channel make OpenVINO's int8 reshaping fail."""
     state = {}
-    for part in converting._parts("coco-sd14", Widths(16, 2, 0, 12, 0, 64), 0.18215):
+    for part in parts("coco-sd14", Widths(16, 2, 0, 12, 0, 64), 0.18215):
         for name, source in part.sources.items():
             generator = torch.Generator().manual_seed(len(state))
             shape = part.shapes[name]

@@ -199,7 +199,7 @@ def test_one_member_of_a_zip_is_lent(server: FileServer, here: Path) -> None:
 
 def test_a_truncated_zip_is_refused_and_a_later_run_gets_it_whole(server: FileServer, here: Path) -> None:
     whole = archive(**{"model.ckpt": CONTENT})
-    with pytest.raises(InputError, match="what it sent is not a whole zip file; it was thrown away"):
+    with pytest.raises(InputError, match="what it sent is not a whole zip file with model.ckpt; it was thrown away"):
         download.fetch(zipped(server, whole[:-100]))
     assert list(here.iterdir()) == [] and not download.RECORDED.exists()
     with download.original(zipped(server, whole)) as path:

@@ -33,7 +33,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Samples:
-    """A checked folder of shards in the order of their seeds, the images' shape (H, W, C), perhaps labels or captions."""
+    """A checked folder of shards in the order of their seeds, the images' shape (H, W, C), any labels or captions."""
 
     folder: Path
     paths: tuple[Path, ...]

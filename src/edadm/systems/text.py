@@ -57,8 +57,8 @@ class TextEncoder:
         shared = {seed % count for seed in one} & {seed % count for seed in other}
         if shared:
             raise InputError(
-                f"calibration.seed, sampling.seed: {len(shared)} of the {count} prompts would be both calibrated on and "
-                "evaluated; move one of the seeds"
+                f"calibration.seed, sampling.seed: {len(shared)} of the {count} prompts would be both in the "
+                "calibration set and evaluated; move one of the seeds"
             )
 
 
