@@ -57,9 +57,31 @@ for system in config["pipeline"]["systems"]:
             [stages.stamp(f"latency@{system}-{device}") for device in config["pipeline"]["devices"]],
 
 
+rule paper:
+    input:
+        stages.stamp("tables-published"),
+        stages.stamp("report-published"),
+
+
+for system in config["published"]["systems"]:
+
+    rule:
+        name:
+            system
+        input:
+            [
+                stages.stamp(f"{family}-published@{key}")
+                for key, run in config["published"]["runs"].items()
+                if run["system"] == system
+                for family in ("metrics", "verification")
+            ],
+            stages.stamp(f"latency-published@{system}"),
+
+
 include: "workflow/rules/common.smk"
 include: "workflow/rules/quantize.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/ablation.smk"
+include: "workflow/rules/published.smk"

@@ -16,6 +16,8 @@ import yaml
 SOURCES = {"reconstruct": "quantization/fbr.py", "metrics": "evaluation/metrics.py"}
 command, *words = sys.argv[1:]
 named = [word for word in words if not word.startswith("--")]
+published = "--published" in words
+words = [word for word in words if word != "--published"]
 options = {word[2:]: Path(words[place + 1]) for place, word in enumerate(words) if word.startswith("--")}
 out = options["out"]
 params = yaml.safe_load(Path("params.yaml").read_text())
@@ -29,7 +31,8 @@ if command == "ablation":
     read += [path.read_bytes() for path in sorted(Path("results/index-ablation").glob("*/*/*"))]
 if command in ("tables", "report", "latency"):
     gathered = "*/engine-cpu/*" if command == "latency" else "*/*/*"
-    read += [path.read_bytes() for path in sorted(Path("results/index").glob(gathered))]
+    index = Path("results/index-published" if published else "results/index")
+    read += [path.read_bytes() for path in sorted(index.glob(gathered))]
 if command == "reconstruct":
     read.append(json.dumps(params["variants"][named[1]]).encode())
 if command in SOURCES:

@@ -21,6 +21,7 @@ FILES = (
     "dvc.yaml",
     "full",
     "ablation",
+    "published",
     "training",
     "workflow",
     "profiles",
@@ -30,6 +31,7 @@ FILES = (
 )
 SYSTEM = "fashion-ddim"
 RUNS = (f"{SYSTEM}-fp32", f"{SYSTEM}-w4a8")
+PUBLISHED = "cifar10-ddim"
 PER_RUN = ("reconstruction", "deployment", "verification", "samples", "metrics")
 GATHERED = {f"latency@{SYSTEM}-cpu", "tables", "report"}
 OF_SYSTEM = {f"checkpoint@{SYSTEM}", f"reference@{SYSTEM}", f"calibration@{SYSTEM}-tdac"}
@@ -75,7 +77,7 @@ class Workspace:
     def announced(self, *words: str) -> set[str]:
         """The stages that `snakemake -n` says it would run."""
         output = self.snakemake("-n", *words).stdout
-        return set(re.findall(r"output: \.stamps/(?!shards/)(\S+)", output))
+        return set(re.findall(r"(?:output|Missing output files): \.stamps/(?!shards/)([^\s;]+)", output))
 
     def ran(self) -> list[str]:
         """The stages whose commands ran since the last call, without the jobs of single shards."""
@@ -98,9 +100,9 @@ def source_dependencies() -> set[str]:
 
 
 def families() -> dict[str, dict]:
-    """Each stage family of the four DVC files, as written there."""
+    """Each stage family of the five DVC files, as written there."""
     found = {}
-    for path in (ROOT / folder / "dvc.yaml" for folder in ("", "full", "ablation", "training")):
+    for path in (ROOT / folder / "dvc.yaml" for folder in ("", "full", "ablation", "published", "training")):
         for name, stage in yaml.safe_load(path.read_text())["stages"].items():
             found[name] = stage.get("do", stage)
     return found
@@ -139,6 +141,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory, bin_folder: Path) -> Work
     params["ablation"]["rows"] = ["fp32", "w4a8", "w4a8-fbr"]
     params["variants"]["w4a8"]["reconstruction"]["iterations"] = 400
     params["engine"]["threads"] = 1
+    published = params["published"]
+    published["systems"] = {PUBLISHED: published["systems"][PUBLISHED]}
+    published["systems"][PUBLISHED]["sampling"] |= {"shard": 2, "images": {"demo": 1, "full": 3}}
+    published["runs"] = {f"{PUBLISHED}-{v}": published["runs"][f"{PUBLISHED}-{v}"] for v in ("fp32", "w4a8")}
     (space.folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     space.call("git", "init", "-q")
     space.first = space.snakemake()
@@ -338,6 +344,33 @@ def test_ablation_is_a_target_of_its_own(space: Workspace) -> None:
     assert left == ["fp32-100", "w4a8-100", "w4a8-fbr-100"]
 
 
+def test_published_systems_are_a_target_of_their_own(space: Workspace) -> None:
+    of_system = {f"{family}-published@{PUBLISHED}" for family in ("checkpoint", "reference", "calibration", "latency")}
+    of_runs = {f"{family}-published@{PUBLISHED}-{variant}" for family in PER_RUN for variant in ("fp32", "w4a8")}
+    stages = of_system | of_runs | {"tables-published", "report-published"}
+    assert space.announced("paper") == stages
+    assert space.announced(PUBLISHED) == of_system | of_runs
+    said = space.snakemake("-n", "paper").stdout
+    assert "ema_diffusion_cifar10_model-790000.ckpt (size not published) from https://heibox" in said
+    assert "cifar-10-binary.tar.gz (170.1 MB) from https://www.cs.toronto.edu" in said
+    space.snakemake("paper")
+    assert set(space.ran()) == stages
+    assert "up to date" in space.call("dvc", "repro", "published/dvc.yaml").stdout
+    assert "Nothing to be done" in space.snakemake("-n", "paper").stdout
+    # the recipe that the run names, not the label it bears
+    params = yaml.safe_load((space.folder / "params.yaml").read_text())
+    params["variants"]["cifar10-w4a8"]["reconstruction"]["rate_steps"] = 0.0006
+    (space.folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    after = {f"{family}-published@{PUBLISHED}-w4a8" for family in PER_RUN}
+    gathered = {f"latency-published@{PUBLISHED}", "tables-published", "report-published"}
+    assert space.announced("paper") == after | gathered
+    # a system taken away goes from the tables
+    (space.folder / "results/index-published/other/metrics").mkdir(parents=True)
+    (space.folder / "results/index-published/other/metrics/fp32").write_text("")
+    space.snakemake("-n")
+    assert not (space.folder / "results/index-published/other/metrics/fp32").exists()
+
+
 def test_wrong_params_are_one_line(space: Workspace) -> None:
     space.edit("params.yaml", "weights: 4", "weights: 9")
     stamps = set((space.folder / ".stamps").iterdir())
@@ -385,10 +418,11 @@ PLUMBING = {SOURCE / name for name in ("__init__.py", "_torchvision.py", "errors
 PLUMBING |= set((SOURCE / "params").glob("*.py"))
 UNUSED = {
     "train": {"evaluation/samples.py"},
-    "checkpoint": {"systems/class_embedder.py", "systems/samplers.py"},
+    "checkpoint": {"systems/class_embedder.py", "systems/samplers.py", "unets.py"},
     "reconstruction": {
         "systems/class_embedder.py",
         "systems/samplers.py",
+        "systems/text.py",
         "quantization/baselines.py",
         "quantization/tdac.py",
     },
@@ -402,6 +436,9 @@ UNUSED = {
     },
     "latency": {"engines/reference.py", "quantization/quantizer.py", "systems/samplers.py"},
 }
+# what no system beside the published ones comes from or is conditioned on
+OF_PUBLISHED = {SOURCE / "systems" / name for name in ("download.py", "published.py", "text.py")}
+OF_PUBLISHED |= set((SOURCE / "systems" / "originals").glob("*.py"))
 COMMANDS = {
     "calibration": "calibrate",
     "reconstruction": "reconstruct",
@@ -416,12 +453,14 @@ def test_stages_depend_on_the_sources_that_their_commands_import() -> None:
     trees = [ast.parse(path.read_text()) for path in (SOURCE / "cli").glob("*.py")]
     functions = {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef)}
     for family, stage in families().items():
-        name = family.removesuffix("-full").removesuffix("-ablation")
+        name = re.sub("-(full|ablation|published)$", "", family)
         read: set[Path] = set()
         for node in ast.walk(functions[COMMANDS.get(name, name)]):
             for path in imported(node):
                 modules_read(path, read)
         read -= PLUMBING | {SOURCE / unused for unused in UNUSED.get(name, ())}
+        if not family.endswith("-published"):
+            read -= OF_PUBLISHED
         needed = {str(path.relative_to(ROOT)) for path in read if len(ast.parse(path.read_text()).body) > 1}
         listed = {dep for dep in stage["deps"] if dep.startswith("src/")}
         assert needed <= listed, f"{family}: dvc.yaml lacks {sorted(needed - listed)}"

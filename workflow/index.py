@@ -3,19 +3,21 @@
 index.py FILE PATH...   write the SHA-256 of each PATH, or of each file in it, to FILE
 index.py                remove the files of runs, calibrators and devices that params.yaml no longer lists
 
-FILE is results/index/SYSTEM/KIND/NAME, or in index-full or index-ablation instead of index. The second form keeps the
-folder the same in a clone, where a removed run never was, and here.
+FILE is results/index/SYSTEM/KIND/NAME, or in index-full, index-ablation or index-published instead of index. The second
+form keeps the folder the same in a clone, where a removed run never was, and here.
 """
 
 import hashlib
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
 
 FOLDERS = ("results/index", "results/index-full")
 ABLATION = "results/index-ablation"
+PUBLISHED = "results/index-published"
 
 
 def write(out: Path, paths: list[Path]) -> None:
@@ -31,18 +33,25 @@ def write(out: Path, paths: list[Path]) -> None:
 def prune(root: Path = Path()) -> None:
     """Remove the index files that belong to nothing in ``root``/params.yaml."""
     params = yaml.safe_load((root / "params.yaml").read_text())
-    listed = {"calibration": params["pipeline"]["calibrators"], "latency": params["pipeline"]["devices"]}
-    ablation = params["ablation"]
+    ablation, published = params["ablation"], params["published"]
     rows = {f"{row}-{seed}" for row in ablation["rows"] for seed in ablation["seeds"]}
     for path in (root / ABLATION).glob("*/*/*"):
         if path.parts[-3] != ablation["system"] or path.name not in rows:
             path.unlink(missing_ok=True)
+    listed = {"calibration": params["pipeline"]["calibrators"], "latency": params["pipeline"]["devices"]}
     for folder in FOLDERS:
-        for path in (root / folder).glob("*/*/*"):
-            system, kind, name = path.parts[-3:]
-            runs = [run["variant"] for run in params["runs"].values() if run["system"] == system]
-            if system not in params["pipeline"]["systems"] or name not in listed.get(kind, runs):
-                path.unlink(missing_ok=True)
+        _prune(root / folder, params["pipeline"]["systems"], params["runs"], listed)
+    listed = {"calibration": ["tdac"], "latency": [published["device"]]}
+    _prune(root / PUBLISHED, published["systems"], published["runs"], listed)
+
+
+def _prune(folder: Path, systems: Iterable[str], runs: dict[str, dict], listed: dict[str, list[str]]) -> None:
+    """Remove what is neither of these ``systems`` nor of a kind's ``listed`` names, or else of a run's variant."""
+    for path in folder.glob("*/*/*"):
+        system, kind, name = path.parts[-3:]
+        variants = [run["variant"] for run in runs.values() if run["system"] == system]
+        if system not in systems or name not in listed.get(kind, variants):
+            path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

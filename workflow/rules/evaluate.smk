@@ -51,8 +51,8 @@ rule sample_shard:
         "../../env.yaml"
     threads: THREADS
     resources:
-        mem_mb=4000,
-        runtime=240,
+        mem_mb=lambda w: 16000 if w.stage == "samples-published" else 4000,
+        runtime=lambda w: 2880 if w.stage == "samples-published" else 240,
         gpu=0,
     shell:
         "python workflow/dvcdag.py {wildcards.stage}@{wildcards.key}" " {wildcards.i}/{wildcards.n} 2>&1 | tee -i {log}"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from edadm.cli import build, measure, recipe, train
+from edadm.cli import build, measure, recipe, systems, train
 from edadm.cli.options import FILE
 from edadm.errors import InputError
 
@@ -43,6 +43,7 @@ def cli(context: click.Context, path: Path) -> None:
 
 
 for command in (
+    build.download,
     build.checkpoint,
     build.calibrate,
     build.reconstruct,
@@ -58,6 +59,7 @@ for command in (
     measure.report,
     train.train,
     recipe.recipe,
+    systems.systems,
 ):
     cli.add_command(command)
 

@@ -13,13 +13,39 @@ from edadm.params import Params
 
 @click.command()
 @click.argument("system")
+@with_params
+def download(params: Params, system: str) -> None:
+    """Bring a published SYSTEM's original files to the folder of originals, and check them.
+
+    `checkpoint` does so too; this is for machines that compute without a network.
+    """
+    from edadm.systems import published
+
+    for path in published.fetch_all(published.require(params.system(system).checkpoint)):
+        click.echo(path)
+
+
+@click.command()
+@click.argument("system")
+@click.option("--random", is_flag=True, help="Of a published system: full size, but random weights and no download.")
 @click.option("--out", type=FOLDER, required=True)
 @with_params
-def checkpoint(params: Params, system: str, out: Path) -> None:
-    """Bring a system's checkpoint, in diffusers layout, to OUT and check its hash."""
+def checkpoint(params: Params, system: str, random: bool, out: Path) -> None:
+    """Bring a system's checkpoint, in diffusers layout, to OUT and check its hash.
+
+    A published system's original files are downloaded first, unless they are there, and converted.
+    """
+    from edadm.params import OriginalParams
+    from edadm.systems import published
     from edadm.systems.system import fetch_checkpoint
 
-    fetch_checkpoint(params.system(system).checkpoint, out)
+    settings = params.system(system).checkpoint
+    if random:
+        published.build_random(published.require(settings), out)
+    elif isinstance(settings, OriginalParams):
+        published.build(settings, out)
+    else:
+        fetch_checkpoint(settings, out)
 
 
 @click.command()
@@ -36,15 +62,16 @@ def calibrate(params: Params, system: str, calibrator: str, folder: Path, out: P
 
     settings = params.system(system)
     loaded, unet = load(folder), load_unet(folder)
+    first, drawn = settings.calibration.seed, settings.sampling.seed
+    seeds = range(first, first + settings.calibration.samples)
+    loaded.check_apart(seeds, range(drawn, drawn + settings.sampling.images["full"]))
 
     def trajectory(seeds: range):  # noqa: ANN202
         network = lambda *inputs: unet(*inputs, return_dict=False)[0]  # noqa: E731
         return draw(network, loaded, settings.sampler, seeds)
 
     data, *described = calibration.collect(unet, trajectory, calibrator, settings.calibration)
-    first = settings.calibration.seed
-    contexts = loaded.contexts(range(first, first + settings.calibration.samples), settings.sampler.guidance)
-    data = calibration.with_contexts(data, contexts)
+    data = calibration.with_contexts(data, loaded.contexts(seeds, settings.sampler.guidance))
     calibration.write(out, data, *described, calibrator, settings.calibration, folder / WEIGHTS)
 
 

@@ -2,7 +2,7 @@
 
 A shard is an npz file as ADM's evaluator takes it, ``arr_0`` (n, H, W, C) uint8, with more arrays: ``seeds`` (n,)
 int64, the seed of each image, ``fingerprint``, a string that stands for whatever made the images, and, when each image
-was asked to be of a class, ``labels`` (n,) int64.
+was asked to be of a class, ``labels`` (n,) int64, or to show a text, ``captions`` (n,) strings.
 """
 
 from collections.abc import Iterator
@@ -22,17 +22,18 @@ KIND = "a shard of samples"
 
 @dataclass(frozen=True)
 class Shard:
-    """Images (n, H, W, C) uint8, their seeds (n,) int64, what made them, and perhaps their labels (n,) int64."""
+    """Images (n, H, W, C) uint8, their seeds (n,) int64, what made them, perhaps labels (n,) int64 or captions (n,)."""
 
     images: np.ndarray
     seeds: np.ndarray
     fingerprint: str
     labels: np.ndarray | None
+    captions: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class Samples:
-    """A checked folder of shards, in the order of their seeds, the images' shape (H, W, C) and their labels, if any."""
+    """A checked folder of shards in the order of their seeds, the images' shape (H, W, C), any labels or captions."""
 
     folder: Path
     paths: tuple[Path, ...]
@@ -40,10 +41,16 @@ class Samples:
     shape: tuple[int, int, int]
     fingerprint: str
     labels: np.ndarray | None
+    captions: np.ndarray | None = None
 
 
 def write_shard(
-    path: Path, images: np.ndarray, seeds: np.ndarray, fingerprint: str, labels: np.ndarray | None = None
+    path: Path,
+    images: np.ndarray,
+    seeds: np.ndarray,
+    fingerprint: str,
+    labels: np.ndarray | None = None,
+    captions: np.ndarray | None = None,
 ) -> None:
     """Write one shard, atomically; equal content gives equal bytes. The arrays are those of ``Shard``."""
     images, seeds = np.asarray(images), np.asarray(seeds)
@@ -53,8 +60,11 @@ def write_shard(
         raise ValueError(f"seeds must be int64 ({len(images)},), got {seeds.dtype} {seeds.shape}")
     if labels is not None and (labels.dtype != np.int64 or labels.shape != seeds.shape):
         raise ValueError(f"labels must be int64 ({len(images)},), got {labels.dtype} {labels.shape}")
+    if captions is not None and (captions.dtype.kind != "U" or captions.shape != seeds.shape):
+        raise ValueError(f"captions must be strings ({len(images)},), got {captions.dtype} {captions.shape}")
     arrays = {"arr_0": images, "seeds": seeds, "fingerprint": np.array(fingerprint)}
-    archives.write(path, arrays if labels is None else arrays | {"labels": labels})
+    further = {"labels": labels, "captions": captions}
+    archives.write(path, arrays | {name: array for name, array in further.items() if array is not None})
 
 
 def _header(archive: NpzFile, name: str) -> tuple[tuple[int, ...], np.dtype]:
@@ -67,12 +77,13 @@ def _header(archive: NpzFile, name: str) -> tuple[tuple[int, ...], np.dtype]:
 
 @dataclass(frozen=True)
 class _Description:
-    """What a shard says of its images: the shape of their array, seeds, fingerprint and labels."""
+    """What a shard says of its images: the shape of their array, seeds, fingerprint, labels and captions."""
 
     shape: tuple[int, ...]
     seeds: np.ndarray
     fingerprint: str
     labels: np.ndarray | None
+    captions: np.ndarray | None
 
 
 def _describe(path: Path, archive: NpzFile) -> _Description:
@@ -91,7 +102,10 @@ def _describe(path: Path, archive: NpzFile) -> _Description:
     labels = archive["labels"] if "labels" in archive.files else None
     if labels is not None and (labels.dtype != np.int64 or labels.shape != seeds.shape):
         raise InputError(f"{path}: labels must be int64 ({shape[0]},), they are {labels.dtype} {labels.shape}")
-    return _Description(shape, seeds, str(fingerprint), labels)
+    captions = archive["captions"] if "captions" in archive.files else None
+    if captions is not None and (captions.dtype.kind != "U" or captions.shape != seeds.shape):
+        raise InputError(f"{path}: captions must be strings ({shape[0]},), they are {captions.dtype} {captions.shape}")
+    return _Description(shape, seeds, str(fingerprint), labels, captions)
 
 
 def read_shard(path: Path) -> Shard:
@@ -99,7 +113,7 @@ def read_shard(path: Path) -> Shard:
     path = Path(path)
     with archives.opened(path, KIND) as archive:
         described = _describe(path, archive)
-        return Shard(archive["arr_0"], described.seeds, described.fingerprint, described.labels)
+        return Shard(archive["arr_0"], described.seeds, described.fingerprint, described.labels, described.captions)
 
 
 def is_shard(path: Path, seeds: np.ndarray, fingerprint: str) -> bool:
@@ -149,11 +163,15 @@ def open_folder(folder: Path, seeds: range | None = None) -> Samples:
             raise InputError(f"{path}: not made by the same engine and sampler as {name} (fingerprints differ)")
         if (other.labels is None) != (first.labels is None):
             raise InputError(f"{path}: it and {name} must both have labels, or neither")
+        if (other.captions is None) != (first.captions is None):
+            raise InputError(f"{path}: it and {name} must both have captions, or neither")
     there = np.concatenate([shard.seeds for _, shard in found])
     wanted = range(int(there.min()), int(there.max()) + 1) if seeds is None else seeds
     _check_seeds(folder, there, wanted)
     labels = None if first.labels is None else np.concatenate([shard.labels for _, shard in found])
-    return Samples(folder, tuple(path for path, _ in found), wanted, tuple(first.shape[1:]), first.fingerprint, labels)
+    captions = None if first.captions is None else np.concatenate([shard.captions for _, shard in found])
+    paths, shape = tuple(path for path, _ in found), tuple(first.shape[1:])
+    return Samples(folder, paths, wanted, shape, first.fingerprint, labels, captions)
 
 
 def batches(samples: Samples, size: int) -> Iterator[np.ndarray]:

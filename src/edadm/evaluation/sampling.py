@@ -62,15 +62,22 @@ def shard_seeds(sampling: SamplingParams, images: int) -> list[range]:
 
 @torch.no_grad()
 def make_shard(
-    draw_batch: Callable[[range], Tensor], seeds: range, labels: Tensor | None, batch: int, path: Path, mark: str
+    draw_batch: Callable[[range], Tensor], drawn: System, seeds: range, batch: int, path: Path, mark: str
 ) -> None:
-    """Draw the images of ``seeds`` and write them to ``path``, with their labels if they have any."""
+    """Draw the images of ``seeds`` and write them to ``path``, with their labels or captions if they have any."""
     images = []
     starts = range(seeds.start, seeds.stop, batch)
     for start in tqdm(starts, desc=f"samples: {path.stem}", unit="batch"):
         images.append(to_uint8(draw_batch(range(start, min(start + batch, seeds.stop)))))
-    classes = None if labels is None else labels.numpy()
-    samples.write_shard(path, np.concatenate(images), np.array(seeds), mark, classes)
+    labels, prompts = drawn.labels(seeds), drawn.prompts(seeds)
+    samples.write_shard(
+        path,
+        np.concatenate(images),
+        np.array(seeds),
+        mark,
+        None if labels is None else labels.numpy(),
+        None if prompts is None else np.array(prompts),
+    )
 
 
 def run(
@@ -103,7 +110,7 @@ def run(
             return drawn.decode(last[0][2])
 
         for index in missing:
-            make_shard(draw_batch, shards[index], drawn.labels(shards[index]), sampling.batch, paths[index], mark)
+            make_shard(draw_batch, drawn, shards[index], sampling.batch, paths[index], mark)
     if only is None:
         with atomic_folder(out) as folder:
             for path in paths.values():

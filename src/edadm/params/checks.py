@@ -1,56 +1,104 @@
 """Where one part of params.yaml does not fit another."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
-from edadm.params.schema import Params
+from edadm.params.schema import TEXT_FILES, OriginalParams, Params, PublishedSystemParams, SystemParams
 
+TOOLS = ("inception", "clip")  # networks of the metrics
+PUBLISHED_CALIBRATORS = ("tdac",)  # published/dvc.yaml makes no others
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")  # of systems and variants: they become folders, stages and DVC's keys
 
 
 def disagreements(params: Params) -> Iterator[str]:
     """Where one part of the file does not fit another."""
-    for what, known in (("systems", params.systems), ("variants", params.variants)):
-        for name in known:
+    systems = {f"systems.{name}": settings for name, settings in params.systems.items()}
+    published = {f"published.systems.{name}": settings for name, settings in params.published.systems.items()}
+    for place, names in (
+        ("systems", params.systems),
+        ("published.systems", params.published.systems),
+        ("variants", params.variants),
+    ):
+        for name in names:
             if not NAME.fullmatch(name):
-                yield f"{what}.{name}: not a name; allowed: lower-case letters and digits, in groups joined by dashes"
+                yield f"{place}.{name}: not a name; allowed: lower-case letters and digits, in groups joined by dashes"
     for name in params.pipeline.systems:
         if name not in params.systems:
             yield f"pipeline.systems: unknown system {name!r}; allowed: {', '.join(params.systems)}"
-    for name, settings in params.systems.items():
-        images = settings.sampling.images
-        if set(images) != {"demo", "full"} or min(images.values()) < 1:
-            allowed = "{demo: N, full: N}, each N above 0"
-            yield f"systems.{name}.sampling.images: {images} is not allowed; allowed: {allowed}"
-        if (settings.calibration.radius is None) == (settings.calibration.radius_quantile is None):
-            given = "both are" if settings.calibration.radius is not None else "neither is"
-            yield f"systems.{name}.calibration: radius, radius_quantile: {given} given; allowed: exactly one of the two"
-        if settings.sampler.name == "plms" and settings.sampler.eta != 0:
-            yield f"systems.{name}.sampler.eta: {settings.sampler.eta} is not allowed; allowed: 0 (plms adds no noise)"
+    for place, settings in (systems | published).items():
+        yield from _system_disagreements(place, settings)
+    for place, settings in published.items():
+        yield from _file_disagreements(f"{place}.checkpoint", settings.checkpoint)
+        if place.removeprefix("published.") in systems:
+            yield f"{place}: is in systems too; allowed: in one of the two"
+        if (settings.reference.file is None) == (settings.reference.images is None):
+            yield f"{place}.reference: file, images: allowed: exactly one of the two"
+    for name in TOOLS:
+        if name not in params.published.tools:
+            yield f"published.tools: {name} is missing; allowed: {', '.join(TOOLS)}"
     for name, recipe in params.variants.items():
         if (recipe.weights == 32) != (recipe.activations == 32):
             widths = f"weights {recipe.weights} with activations {recipe.activations}"
             yield f"variants.{name}: {widths} is not allowed; allowed: both 2 to 8, or both 32"
         if "unet" not in recipe.quantize:
             yield f"variants.{name}.quantize: {list(recipe.quantize)} is not allowed; allowed: [unet] or [unet, vae]"
-    if not params.runs:
-        yield "runs: is empty; allowed: SYSTEM-VARIANT: {system: …, variant: …, calibrator: …}"
-    for key, run in params.runs.items():
-        if run.system not in params.pipeline.systems:
-            yield f"runs.{key}.system: unknown system {run.system!r}; allowed: {', '.join(params.pipeline.systems)}"
-        elif run.variant not in params.variants:
-            yield f"runs.{key}.variant: unknown variant {run.variant!r}; allowed: {', '.join(params.variants)}"
-        elif run.calibrator not in params.pipeline.calibrators:
-            allowed = ", ".join(params.pipeline.calibrators)
-            yield f"runs.{key}.calibrator: {run.calibrator!r} is not allowed; allowed: {allowed} (pipeline.calibrators)"
-        elif key != f"{run.system}-{run.variant}":
-            yield f"runs.{key}: a run is named SYSTEM-VARIANT; allowed: {run.system}-{run.variant}"
-        elif f"{run.system}-fp32" not in params.runs:
-            yield f"runs.{key}: is measured against {run.system}-fp32, which is not among the runs; add it"
-    yield from _ablation_disagreements(params)
     if "fp32" in params.variants and params.variants["fp32"].weights != 32:
         yield f"variants.fp32.weights: {params.variants['fp32'].weights} is not allowed; allowed: 32, as its name says"
+    yield from _run_disagreements("", params, params.pipeline.systems, params.pipeline.calibrators)
+    paper = params.of_published()
+    yield from _run_disagreements("published.", paper, paper.pipeline.systems, PUBLISHED_CALIBRATORS)
+    for key, run in params.published.runs.items():
+        if run.recipe is None:
+            yield f"published.runs.{key}.recipe: is missing; allowed: {', '.join(params.variants)}"
+    yield from _ablation_disagreements(params)
+
+
+def _system_disagreements(place: str, settings: SystemParams | PublishedSystemParams) -> Iterator[str]:
+    """Where the parts of one system do not fit each other."""
+    images, calibration, sampler = settings.sampling.images, settings.calibration, settings.sampler
+    if set(images) != {"demo", "full"} or min(images.values()) < 1:
+        allowed = "{demo: N, full: N}, each N above 0"
+        yield f"{place}.sampling.images: {images} is not allowed; allowed: {allowed}"
+    if (calibration.radius is None) == (calibration.radius_quantile is None):
+        given = "both are" if calibration.radius is not None else "neither is"
+        yield f"{place}.calibration: radius, radius_quantile: {given} given; allowed: exactly one of the two"
+    if sampler.name == "plms" and sampler.eta != 0:
+        yield f"{place}.sampler.eta: {sampler.eta} is not allowed; allowed: 0 (plms adds no noise)"
+
+
+def _file_disagreements(place: str, checkpoint: OriginalParams) -> Iterator[str]:
+    """Where a published checkpoint lacks a file, or has one too many."""
+    needed = {"weights", *(TEXT_FILES if checkpoint.format == "coco-sd14" else ())}
+    if set(checkpoint.files) != needed:
+        found = ", ".join(checkpoint.files)
+        yield f"{place}.files: {found} is not allowed; {checkpoint.format} needs {', '.join(sorted(needed))}"
+
+
+def _run_disagreements(
+    prefix: str, params: Params, systems: Iterable[str], calibrators: Iterable[str]
+) -> Iterator[str]:
+    """Where a run names what there is not; ``prefix`` is where the runs are in the file."""
+    if not params.runs:
+        yield f"{prefix}runs: is empty; allowed: SYSTEM-VARIANT: {{system: …, variant: …, calibrator: …}}"
+    for key, run in params.runs.items():
+        place = f"{prefix}runs.{key}"
+        what, recipe = ("recipe", run.recipe) if run.recipe else ("variant", run.variant)
+        if run.system not in systems:
+            yield f"{place}.system: unknown system {run.system!r}; allowed: {', '.join(systems)}"
+        elif recipe not in params.variants:
+            yield f"{place}.{what}: unknown variant {recipe!r}; allowed: {', '.join(params.variants)}"
+        elif run.calibrator not in calibrators:
+            allowed = f"{', '.join(calibrators)}{'' if prefix else ' (pipeline.calibrators)'}"
+            yield f"{place}.calibrator: {run.calibrator!r} is not allowed; allowed: {allowed}"
+        elif key != f"{run.system}-{run.variant}":
+            yield f"{place}: a run is named SYSTEM-VARIANT; allowed: {run.system}-{run.variant}"
+        elif not NAME.fullmatch(run.variant):
+            yield f"{place}.variant: {run.variant!r} is not a name; allowed: lower-case letters, digits, dashes"
+        elif f"{run.system}-fp32" not in params.runs:
+            yield f"{place}: is measured against {run.system}-fp32, which is not among the runs; add it"
+        elif run.variant == "fp32" and params.recipe(run).weights != 32:
+            yield f"{place}.{what}: {recipe!r} is quantized; allowed: a recipe of 32 bits, as the name fp32 says"
 
 
 def _ablation_disagreements(params: Params) -> Iterator[str]:

@@ -4,6 +4,7 @@ A key is one line here: its type, what is allowed and, when it may be left out, 
 what each key does.
 """
 
+import dataclasses
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,8 @@ from edadm.errors import InputError
 from edadm.params.kinds import Settings, above_zero, at_least, between, bits, checked, one_of, optional, some_of
 
 CALIBRATORS = ("tdac", "uniform", "normal")
+FORMATS = ("cifar10-ddim", "bedroom-ldm4", "church-ldm8", "imagenet-ldm4", "coco-sd14")
+TEXT_FILES = ("vocabulary", "merges", "captions")  # what a text-conditional format needs besides its weights
 
 
 @dataclass
@@ -27,11 +30,12 @@ class PipelineParams(Settings):
 
 @dataclass
 class Run(Settings):
-    """A variant of a system, with its calibration set."""
+    """A variant of a system, with its calibration set; ``recipe`` is its entry in ``variants``, if not its own name."""
 
     system: str = omegaconf.MISSING
     variant: str = omegaconf.MISSING
     calibrator: str = omegaconf.MISSING
+    recipe: str | None = None
 
 
 @dataclass
@@ -40,6 +44,27 @@ class CheckpointParams(Settings):
 
     source: str = omegaconf.MISSING
     sha256: str = checked("64 hexadecimal digits", re.compile(r"[0-9a-f]{64}").fullmatch)
+
+
+@dataclass
+class FileParams(Settings):
+    """A published file: where it comes from and how to know it; ``member`` is the file wanted of a zip."""
+
+    name: str = checked("a plain file name", lambda value: value not in ("", ".", "..") and "/" not in value)
+    sources: list[str] = checked("a list of one or more URLs or paths", bool)
+    size: int | None = optional(at_least(1))
+    sha256: str | None = optional(checked("64 hexadecimal digits", re.compile(r"[0-9a-f]{64}").fullmatch))
+    md5: str | None = optional(checked("32 hexadecimal digits", re.compile(r"[0-9a-f]{32}").fullmatch))
+    member: str | None = None
+
+
+@dataclass
+class OriginalParams(Settings):
+    """A published checkpoint: what its weights are, and its files: ``weights`` and, under text, ``TEXT_FILES``."""
+
+    format: str = one_of(*FORMATS)
+    files: dict[str, FileParams] = omegaconf.MISSING
+    side: int | None = optional(at_least(8))
 
 
 @dataclass
@@ -96,6 +121,27 @@ class SystemParams(Settings):
 
 
 @dataclass
+class ImagesParams(Settings):
+    """The real images: a published ``file`` or what lies at ``images``, both brought to ``size`` x ``size`` pixels."""
+
+    extractor: str = one_of("inception")
+    file: FileParams | None = None
+    images: str | None = None
+    size: int | None = optional(at_least(1))
+
+
+@dataclass
+class PublishedSystemParams(Settings):
+    """A published model with its sampler and protocol."""
+
+    checkpoint: OriginalParams = omegaconf.MISSING
+    sampler: SamplerParams = omegaconf.MISSING
+    calibration: CalibrationParams = omegaconf.MISSING
+    sampling: SamplingParams = omegaconf.MISSING
+    reference: ImagesParams = omegaconf.MISSING
+
+
+@dataclass
 class Reconstruction(Settings):
     """How the quantized weights and steps are learned."""
 
@@ -138,6 +184,16 @@ class AblationParams(Settings):
     calibrators: list[str] = some_of(*CALIBRATORS)
     variants: dict[str, str] = omegaconf.MISSING
     rows: list[str] = omegaconf.MISSING
+
+
+@dataclass
+class PublishedParams(Settings):
+    """The published systems, which no other target builds than ``paper`` and their own."""
+
+    device: str = one_of("cpu")
+    runs: dict[str, Run] = omegaconf.MISSING
+    systems: dict[str, PublishedSystemParams] = omegaconf.MISSING
+    tools: dict[str, FileParams] = omegaconf.MISSING
 
 
 @dataclass
@@ -185,15 +241,27 @@ class Params(Settings):
     metrics: MetricsParams = omegaconf.MISSING
     latency: LatencyParams = omegaconf.MISSING
     train: dict[str, Any] = omegaconf.MISSING
+    published: PublishedParams = omegaconf.MISSING
     limits: LimitParams = field(default_factory=LimitParams)
 
-    def system(self, name: str) -> SystemParams:
-        """The system of that name; InputError when there is none."""
-        return _named(self.systems, "system", name)
+    def system(self, name: str) -> SystemParams | PublishedSystemParams:
+        """The system of that name, published ones included; InputError when there is none."""
+        return _named({**self.systems, **self.published.systems}, "system", name)
 
     def variant(self, name: str) -> Recipe:
         """The recipe of the variant of that name; InputError when there is none."""
         return _named(self.variants, "variant", name)
+
+    def recipe(self, run: Run) -> Recipe:
+        """The recipe of a run."""
+        return self.variant(run.recipe or run.variant)
+
+    def of_published(self) -> "Params":
+        """The same with the published runs and systems in place of the embedded ones."""
+        devices = dataclasses.replace(
+            self.pipeline, systems=list(self.published.systems), devices=[self.published.device]
+        )
+        return dataclasses.replace(self, pipeline=devices, runs=self.published.runs, systems=self.published.systems)
 
 
 def _named(known: dict[str, Any], what: str, name: str) -> Any:

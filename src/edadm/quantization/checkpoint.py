@@ -32,12 +32,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import safetensors
 import safetensors.torch
 import torch
+from diffusers import AutoencoderKL, VQModel
 from torch import Tensor, nn
 
+from edadm import unets
 from edadm.errors import InputError
 from edadm.files import atomic_write, read_json, sha256, write_json
 from edadm.quantization.attention import (
@@ -53,9 +54,7 @@ from edadm.quantization.quantizer import weight_grid
 
 FORMAT_VERSION = 2
 PACKED_BITS = 4  # weights of at most so many bits are stored two per byte
-CLASSES = {
-    name: getattr(diffusers, name) for name in ("UNet2DModel", "UNet2DConditionModel", "AutoencoderKL", "VQModel")
-}
+AUTOENCODERS = {kind.__name__: kind for kind in (AutoencoderKL, VQModel)}
 _PARTS = ".parts."
 
 
@@ -263,15 +262,15 @@ def build_unet(
 
 
 def skeleton(config: Mapping[str, Any]) -> nn.Module:
-    """The U-Net of a diffusers configuration without memory for its parameters (device "meta"): quick at any size."""
-    name = config.get("_class_name")
-    if name not in CLASSES:
-        raise InputError(f"config.json: _class_name {name!r} is not one of {', '.join(CLASSES)}")
-    try:
-        with torch.device("meta"):
-            return CLASSES[name].from_config(dict(config))
-    except (TypeError, ValueError, IndexError, ZeroDivisionError) as error:
-        raise InputError(f"config.json: diffusers refuses it ({' '.join(str(error).split())})") from error
+    """The network of a diffusers configuration without memory for its parameters (device "meta"): quick at any size."""
+    autoencoder = AUTOENCODERS.get(config.get("_class_name"))
+    with torch.device("meta"):
+        if autoencoder is None:
+            return unets.build(config)
+        try:
+            return autoencoder.from_config(dict(config))
+        except (TypeError, ValueError, IndexError, ZeroDivisionError) as error:
+            raise InputError(f"config.json: diffusers refuses it ({' '.join(str(error).split())})") from error
 
 
 def sizes(folder: Path) -> dict[str, Any]:

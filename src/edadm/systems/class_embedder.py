@@ -28,6 +28,18 @@ class ClassEmbedder(nn.Module):
         """The label that stands for no class: the last row."""
         return self.embedding.num_embeddings - 1
 
+    def labels(self, seeds: range) -> Tensor:
+        """The class (n,) int64 that each seed shows: any ``classes`` seeds in a row show all."""
+        return torch.tensor(seeds) % self.null
+
+    def conditional(self, seeds: range) -> Tensor:
+        """Contexts (n, 1, width) of the seeds' classes."""
+        return self(self.labels(seeds))
+
+    def unconditional(self, count: int) -> Tensor:
+        """``count`` times the context (1, width) of no class."""
+        return self(torch.full((count,), self.null))
+
     def forward(self, labels: Tensor) -> Tensor:
         """Labels (n,) int64 to contexts (n, 1, width) float32."""
         return self.embedding(labels)[:, None]

@@ -1,7 +1,7 @@
 """A system: a checkpoint folder in diffusers layout, with what is needed to draw images from its U-Net.
 
 ``unet/`` and ``scheduler/`` are always there; ``vae/`` makes the system a latent one, ``class_embedder/`` a
-class-conditional one.
+class-conditional one, ``text_encoder/`` with ``tokenizer/`` and ``prompts/`` a text-conditional one.
 """
 
 import hashlib
@@ -9,23 +9,27 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, UNet2DModel, VQModel
+from diffusers import AutoencoderKL, DDIMScheduler, VQModel
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from edadm import unets
 from edadm.errors import InputError
 from edadm.files import atomic_folder, read_json
 from edadm.params import CheckpointParams, SamplerParams
 from edadm.systems import class_embedder, samplers
 from edadm.systems.class_embedder import ClassEmbedder
 
+if TYPE_CHECKING:
+    from edadm.systems.text import TextEncoder
+
 WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
 AUTOENCODER_WEIGHTS = Path("vae") / WEIGHTS.name
-PARTS = ("class_embedder", "scheduler", "unet", "vae")
-UNETS = (UNet2DModel, UNet2DConditionModel)
+PARTS = ("class_embedder", "prompts", "scheduler", "text_encoder", "tokenizer", "unet", "vae")
 AUTOENCODERS = (AutoencoderKL, VQModel)
 
 
@@ -60,16 +64,30 @@ class System:
 
     shape: tuple[int, int, int]  # of what the sampler works on: pixels or latents
     diffusion: samplers.Diffusion
-    embedder: ClassEmbedder | None  # of a class-conditional system
+    embedder: "ClassEmbedder | TextEncoder | None"  # of a class- or text-conditional system
     decoder: Callable[[Tensor], Tensor] | None  # of a latent system: a latent (1, c, h, w) / scale to its image
     scale: float = 1.0
 
     def labels(self, seeds: range) -> Tensor | None:
         """The class (n,) int64 that each seed shows, None without classes: any ``classes`` seeds in a row show all."""
-        return None if self.embedder is None else torch.tensor(seeds) % self.embedder.null
+        return self.embedder.labels(seeds) if isinstance(self.embedder, ClassEmbedder) else None
+
+    def prompts(self, seeds: range) -> list[str] | None:
+        """The prompt that each seed shows, None without a text encoder."""
+        return self.embedder.shown(seeds) if self._reads else None
+
+    def check_apart(self, one: range, other: range) -> None:
+        """InputError when seeds of the two ranges show the same prompt: calibrated on what is evaluated."""
+        if self._reads:
+            self.embedder.check_apart(one, other)
+
+    @property
+    def _reads(self) -> bool:
+        """Whether the condition is a text."""
+        return not isinstance(self.embedder, ClassEmbedder | None)
 
     def contexts(self, seeds: range, guidance: float) -> tuple[Tensor, ...]:
-        """What ``samplers.conditioned`` takes, each (n, tokens, width): none, the labels', or null's and the labels'.
+        """What ``samplers.conditioned`` takes, each (n, tokens, width): none, the conditions', or nothing's and theirs.
 
         ``guidance`` 1 needs no unconditional rows. InputError for guidance without a condition.
         """
@@ -77,11 +95,8 @@ class System:
             if guidance != 1:
                 raise InputError(f"sampler.guidance: {guidance} needs a conditional checkpoint; this one takes 1 only")
             return ()
-        labels = self.labels(seeds)
-        conditional = self.embedder(labels)
-        if guidance == 1:
-            return (conditional,)
-        return self.embedder(torch.full_like(labels, self.embedder.null)), conditional
+        conditional = self.embedder.conditional(seeds)
+        return (conditional,) if guidance == 1 else (self.embedder.unconditional(len(seeds)), conditional)
 
     @torch.no_grad()
     def decode(self, x: Tensor) -> Tensor:
@@ -118,7 +133,28 @@ def _load_part(checkpoint: Path, part: str, classes: tuple[type, ...]) -> nn.Mod
 
 def load_unet(checkpoint: Path) -> nn.Module:
     """The float U-Net of a checkpoint folder; InputError when it is missing or unreadable."""
-    return _load_part(Path(checkpoint), "unet", UNETS)
+    checkpoint = Path(checkpoint)
+    folder = checkpoint / "unet"
+    _require(checkpoint, Path("unet") / "config.json", WEIGHTS)
+    try:
+        with torch.device("meta"):  # no memory and no time for weights that the file replaces
+            unet = unets.build(read_json(folder / "config.json"))
+        unet.register_to_config(_name_or_path=str(folder))  # as diffusers' own loading does
+        unet.load_state_dict(
+            {name: each.float() for name, each in load_file(checkpoint / WEIGHTS).items()}, assign=True
+        )
+    except (InputError, OSError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"{folder}: cannot be loaded ({' '.join(str(error).split())})") from error
+    return unet.eval().requires_grad_(False)
+
+
+def _load_embedder(checkpoint: Path) -> "ClassEmbedder | TextEncoder | None":
+    """What makes the conditions' contexts, if the checkpoint has a part for it."""
+    if (checkpoint / "text_encoder").is_dir():
+        from edadm.systems import text  # not before it is needed: transformers takes seconds
+
+        return text.load(checkpoint)
+    return class_embedder.load(checkpoint / "class_embedder") if (checkpoint / "class_embedder").is_dir() else None
 
 
 def load_autoencoder(checkpoint: Path) -> nn.Module | None:
@@ -136,9 +172,7 @@ def load(checkpoint: Path) -> System:
     return System(
         shape=(config["in_channels"], side, side),
         diffusion=samplers.Diffusion.from_scheduler(DDIMScheduler.from_pretrained(checkpoint / "scheduler")),
-        embedder=class_embedder.load(checkpoint / "class_embedder")
-        if (checkpoint / "class_embedder").is_dir()
-        else None,
+        embedder=_load_embedder(checkpoint),
         decoder=None if autoencoder is None else lambda latent: autoencoder.decode(latent).sample,
         scale=1.0 if autoencoder is None else autoencoder.config.scaling_factor,
     )

@@ -1,0 +1,47 @@
+"""A diffusers U-Net from its ``config.json`` alone, one setting richer than diffusers: ``attention_heads``.
+
+``UNet2DModel`` fixes the width of a head (``attention_head_dim``), which makes the number of heads grow with the
+channels; latent-diffusion's LSUN-Church has 8 everywhere. No weight depends on the heads, so that they can be set
+afterwards.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from diffusers import UNet2DConditionModel, UNet2DModel
+from diffusers.models.attention_processor import Attention
+from torch import nn
+
+from edadm.errors import InputError
+
+CLASSES = {"UNet2DModel": UNet2DModel, "UNet2DConditionModel": UNet2DConditionModel}
+HEADS = "attention_heads"
+
+
+def build(config: Mapping[str, Any]) -> nn.Module:
+    """The U-Net that ``config`` describes, with diffusers' initial weights, on torch's default device.
+
+    InputError when the class is another one, diffusers refuses a setting, or the heads do not divide the channels.
+    """
+    settings = dict(config)
+    name, heads = settings.get("_class_name"), settings.pop(HEADS, None)
+    if name not in CLASSES:
+        raise InputError(f"config.json: _class_name {name!r} is not one of {', '.join(CLASSES)}")
+    try:
+        unet = CLASSES[name].from_config(settings)
+    except (TypeError, ValueError, IndexError, ZeroDivisionError) as error:
+        raise InputError(f"config.json: diffusers refuses it ({' '.join(str(error).split())})") from error
+    if heads is not None:
+        unet.register_to_config(**{HEADS: heads})
+        for module in unet.modules():
+            if isinstance(module, Attention):
+                _set_heads(module, heads)
+    return unet
+
+
+def _set_heads(attention: Attention, heads: Any) -> None:
+    channels = attention.to_q.out_features
+    if not isinstance(heads, int) or isinstance(heads, bool) or heads < 1 or channels % heads:
+        raise InputError(f"config.json: {HEADS} {heads!r} does not divide the {channels} channels of an attention")
+    attention.heads = attention.sliceable_head_dim = heads
+    attention.scale = (channels // heads) ** -0.5

@@ -1,0 +1,95 @@
+"""A project whose published systems are narrow originals on a local server: the same formats, few channels."""
+
+import hashlib
+import json
+import shutil
+import zipfile
+from functools import partial
+from pathlib import Path
+from string import ascii_lowercase
+
+import originals
+import torch
+import yaml
+from fileserver import FileServer
+
+from edadm.systems.originals.architectures import Widths
+from edadm.systems.originals.parts import parts
+
+ROOT = Path(__file__).parent.parent
+WORDS = ["a", "an", "the", "cat", "dog", "sits", "on", "in", "red", "blue", "tree", "house", "car"]
+
+
+def captions(images: int = 30) -> dict:
+    """The content of a COCO captions file: two captions an image, not in order."""
+    rows = [
+        {"image_id": 900 - image, "id": 1000 * (2 - number) + image, "caption": f" {words} \n"}
+        for image in range(images)
+        for number in (0, 1)
+        for words in [f"{WORDS[image % 13]} {WORDS[(image * 7 + number) % 13]} {WORDS[image // 13]}"]
+    ]
+    return {"info": {}, "images": [], "annotations": rows}
+
+
+def text_files(folder: Path) -> dict[str, Path]:
+    """A vocabulary of letters, which the narrow text model has words for, no merges, and captions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    words = [*ascii_lowercase, *(f"{letter}</w>" for letter in ascii_lowercase), "<|startoftext|>", "<|endoftext|>"]
+    contents = {
+        "vocabulary": json.dumps({word: place for place, word in enumerate(words)}),
+        "merges": "#version: 0.2\n",
+        "captions": json.dumps(captions()),
+    }
+    for name, content in contents.items():
+        (folder / name).write_text(content)
+    return {name: folder / name for name in contents}
+
+
+def stable_diffusion(folder: Path) -> Path:
+    """A random original wider than the fixture's: heads of one channel make OpenVINO's int8 reshaping fail."""
+    state = {}
+    for part in parts("coco-sd14", Widths(16, 2, 0, 12, 0, 64), 0.18215):
+        for name, source in part.sources.items():
+            generator = torch.Generator().manual_seed(len(state))
+            shape = part.shapes[name]
+            state[source.key] = torch.randn(shape, generator=generator) / max(1, shape[-1] * 3) ** 0.5
+    return originals.write("coco-sd14", folder, state)
+
+
+def _served(server: FileServer, description: dict, path: Path) -> None:
+    """Serve ``path`` in the place of a described file, zipped where that one is."""
+    if description.get("member"):
+        packed = path.with_suffix(".zip")
+        with zipfile.ZipFile(packed, "w") as archive:
+            archive.write(path, description["member"])
+        path = packed
+    content = path.read_bytes()
+    server.files[description["name"]] = content
+    description["sources"] = [server.url(description["name"])]
+    for name in ("size", "sha256", "md5"):
+        if name in description:
+            description[name] = len(content) if name == "size" else hashlib.new(name, content).hexdigest()
+
+
+def write(folder: Path, server: FileServer) -> dict:
+    """Write params.yaml to ``folder``: the project's own, with narrow originals behind its URLs and short settings."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for kind, settings in params["published"]["systems"].items():
+        files = settings["checkpoint"]["files"]
+        write_original = stable_diffusion if kind == "coco-sd14" else partial(originals.write, kind)
+        paths = {"weights": write_original(folder / "served" / kind)}
+        if len(files) > 1:
+            paths |= text_files(folder / "served" / kind)
+        for name, path in paths.items():
+            _served(server, files[name], path)
+        settings["checkpoint"]["side"] = 16
+        settings["sampler"]["steps"] = 4
+        settings["calibration"] |= {"samples": 6, "batch": 4}
+        settings["sampling"] |= {"seed": 10, "batch": 2, "shard": 2, "images": {"demo": 3, "full": 3}}
+    for recipe in params["variants"].values():
+        recipe.setdefault("reconstruction", {}).update({"iterations": 1, "batch": 2})
+    params["engine"]["threads"] = 1
+    params["metrics"] = {"kid_subsets": 2, "kid_subset_size": 3, "neighbours": 1}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    shutil.rmtree(folder / "served")
+    return params
