@@ -1,6 +1,6 @@
 """The calibration set: one latent of each full-precision trajectory, at a step that the calibrator chose."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,16 +13,18 @@ from tqdm import tqdm
 from edadm.errors import InputError
 from edadm.files import atomic_write, sha256, write_json
 from edadm.params import CALIBRATORS, CalibrationParams
-from edadm.quantization import baselines, tdac
+from edadm.quantization import baselines, network, tdac
 
 # a trajectory yields (timestep, network input (n, c, h, w)) for each step, given the seeds of its images
-Trajectory = Callable[[range], Iterator[tuple[int, Tensor]]]
+Trajectory = Callable[[range], Iterator[tuple[float, Tensor]]]
 
 
 class _MiddleFeatures:
     """Keeps the input of the middle attention block (method.md A.2), or the middle block's output if it has none."""
 
     def __init__(self, unet: nn.Module) -> None:
+        if getattr(unet, "mid_block", None) is None:
+            raise InputError("the U-Net has no middle block, whose features TDAC compares")
         attentions = [a for a in getattr(unet.mid_block, "attentions", []) if a is not None]
         self.feature: Tensor | None = None
         if attentions:
@@ -60,7 +62,7 @@ def _allocation(
 @torch.no_grad()
 def collect(
     unet: nn.Module, trajectory: Trajectory, calibrator: str, params: CalibrationParams
-) -> tuple[dict[str, Tensor], tdac.Allocation, list[int]]:
+) -> tuple[dict[str, Tensor], tdac.Allocation, list[float]]:
     """Draw the calibration set; returns ``{"x", "t"}``, the allocation and the timesteps in sampling order.
 
     The first batch of trajectories is kept whole until its mid-block features have decided the counts; of every
@@ -99,29 +101,32 @@ def with_contexts(data: dict[str, Tensor], contexts: tuple[Tensor, ...]) -> dict
 
     A context is (N, tokens, width); guidance has two, since the network runs on either. Without any, ``data`` as it is.
     """
-    if not contexts:
-        return data
-    repeated = {key: torch.cat([value] * len(contexts)) for key, value in data.items()}
-    return repeated | {"context": torch.cat(contexts)}
+    return with_conditions(data, {"context": torch.cat(contexts)}) if contexts else data
 
 
-def inputs(data: dict[str, Tensor]) -> tuple[Tensor, ...]:
-    """The network's arguments in a set: (x, t), or (x, t, context)."""
-    return tuple(data[key] for key in ("x", "t", "context") if key in data)
+def with_conditions(data: dict[str, Tensor], conditions: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The set with ``conditions`` (k N, ...), the network's further arguments, its N rows repeated k times."""
+    rows = len(next(iter(conditions.values()))) if conditions else len(data["x"])
+    return {key: torch.cat([value] * (rows // len(data["x"]))) for key, value in data.items()} | conditions
+
+
+def inputs(data: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """The network's arguments in a set, in their order: (x, t), (x, t, context), …."""
+    return tuple(data[key] for key in network.NAMES if key in data)
 
 
 def write(
     out: Path,
     data: dict[str, Tensor],
     allocation: tdac.Allocation,
-    steps: list[int],
+    steps: list[float],
     calibrator: str,
     params: CalibrationParams,
     checkpoint: Path,
 ) -> None:
     """Write the set to ``out`` and its description beside it.
 
-    Safetensors: x float32 (n, c, h, w), t int64 (n,) and, of a conditional system, context float32 (n, tokens, width).
+    Safetensors: x float32 (n, c, h, w), t int64 (n,) and the network's further arguments, see ``network``.
     """
     atomic_write(out, save(data))
     write_json(
@@ -148,7 +153,16 @@ def read(path: Path) -> dict[str, Tensor]:
         data = load_file(path)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: not a readable calibration set ({error})") from error
-    if set(data) - {"context"} != {"x", "t"} or len({len(value) for value in data.values()}) > 1:
+    try:
+        return checked(data)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def checked(data: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``data`` itself; InputError unless it has x, t and otherwise only further arguments of networks, equally long."""
+    if not {"x", "t"} <= set(data) <= set(network.NAMES) or len({len(value) for value in data.values()}) > 1:
         shapes = {name: tuple(value.shape) for name, value in sorted(data.items())}
-        raise InputError(f"{path}: a calibration set has x, t and perhaps context of one length, this has {shapes}")
-    return data
+        further = ", ".join(network.NAMES[2:])
+        raise InputError(f"a calibration set has x, t and perhaps {further}, all of one length, this has {shapes}")
+    return dict(data)
