@@ -42,7 +42,8 @@ def calibrate(params: Params, system: str, calibrator: str, folder: Path, out: P
         for step, before, _ in draw(network, loaded, settings.sampler, seeds):
             yield step, before
 
-    data, *described = calibration.collect(unet, trajectory, calibrator, settings.calibration)
+    steps = settings.sampler.steps
+    data, *described = calibration.collect(unet, trajectory, calibrator, settings.calibration, steps)
     first = settings.calibration.seed
     contexts = loaded.contexts(range(first, first + settings.calibration.samples), settings.sampler.guidance)
     data = calibration.with_contexts(data, contexts)

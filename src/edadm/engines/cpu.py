@@ -135,7 +135,7 @@ def load(engine_dir: Path, batch: int, body: str = "f32", threads: int = 2, cach
 
 def build(loaded: QuantizedCheckpoint, size: tuple[int, int], batch: int, body: str, threads: int) -> CpuEngine:
     """The engine of a checkpoint without a folder, for inputs of ``size`` (h, w) and t in float32; else as ``load``."""
-    graph = build_graph(loaded, size, ov.Type.f32)
+    graph = build_graph(loaded, network.shapes(loaded.config, size), ov.Type.f32)
     return _for_batch(graph, _description(graph, loaded), batch, body, threads)
 
 
@@ -205,13 +205,13 @@ def has_int8_dot() -> bool:
 
 
 def build_graph(
-    loaded: QuantizedCheckpoint, size: tuple[int, int] | None = None, t_type: ov.Type = ov.Type.i64
+    loaded: QuantizedCheckpoint, shapes: Mapping[str, list[int]] | None = None, t_type: ov.Type = ov.Type.i64
 ) -> ov.Model:
-    """The OpenVINO graph of a checkpoint, with int8 weights, for images of ``size`` (the network's own when None).
+    """The OpenVINO graph of a checkpoint, with int8 weights.
 
-    Inputs are those of ``network.shapes``, t of ``t_type``.
+    Inputs are of ``shapes``, by default those of ``network.shapes``, t of ``t_type``.
     """
-    shapes = network.shapes(loaded.config, size)
+    shapes = shapes or network.shapes(loaded.config)
     names = {id(layer): name for name, layer in loaded.layers.items()}
     attentions = {id(scales): name for name, scales in loaded.attention.items()}
     unet = checkpoint.build_unet(

@@ -40,6 +40,7 @@ __all__ = [
     "ReferenceParams",
     "SamplerParams",
     "SamplingParams",
+    "check",
     "load",
 ]
 
@@ -124,3 +125,9 @@ def load(path: Path | str = "params.yaml") -> Params:
     for problem in (*_bad_values(params, ""), *disagreements(params)):
         raise InputError(f"{path}: {problem}")
     return params
+
+
+def check(settings: Any, path: str = "") -> None:
+    """InputError with one line for the first value of ``settings``, made by hand, that its field does not allow."""
+    for problem in _bad_values(settings, path):
+        raise InputError(problem)

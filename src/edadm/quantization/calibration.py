@@ -61,12 +61,13 @@ def _allocation(
 
 @torch.no_grad()
 def collect(
-    unet: nn.Module, trajectory: Trajectory, calibrator: str, params: CalibrationParams
+    unet: nn.Module, trajectory: Trajectory, calibrator: str, params: CalibrationParams, total: int | None = None
 ) -> tuple[dict[str, Tensor], tdac.Allocation, list[float]]:
     """Draw the calibration set; returns ``{"x", "t"}``, the allocation and the timesteps in sampling order.
 
     The first batch of trajectories is kept whole until its mid-block features have decided the counts; of every
-    later trajectory only one latent is kept, so memory is O(samples), not O(steps x samples).
+    later trajectory only one latent is kept, so memory is O(samples), not O(steps x samples). ``total`` is the number
+    of steps, for the progress bar.
     """
     batches = [
         range(params.seed + start, params.seed + min(start + params.batch, params.samples))
@@ -74,7 +75,7 @@ def collect(
     ]
     middle = _MiddleFeatures(unet)
     first, features = [], []
-    for step in tqdm(trajectory(batches[0]), desc="calibration: features", unit="step"):
+    for step in tqdm(trajectory(batches[0]), total=total, desc="calibration: features", unit="step"):
         first.append(step)
         features.append(middle.feature)
     middle.handle.remove()
