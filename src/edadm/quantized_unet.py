@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+import openvino as ov
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DOutput
@@ -51,7 +52,8 @@ class QuantizedUNet(ModelMixin, ConfigMixin):
         self.arguments = network.arguments(quantized.config)
         self.quantized, self.engine, self.body = quantized, device, body
         self.threads = threads or torch.get_num_threads()
-        self._runs: dict[tuple[int, ...], Run] = {}
+        self._graphs: dict[tuple[int, ...], ov.Model] = {}  # by (h, w)
+        self._runs: dict[tuple[int, ...], Run] = {}  # by (n, h, w); the reference by ()
         self.register_to_config(**{key: value for key, value in quantized.config.items() if not key.startswith("_")})
         self.eval()
 
@@ -115,13 +117,18 @@ class QuantizedUNet(ModelMixin, ConfigMixin):
         """The network for samples of ``size`` (n, h, w)."""
         if self.engine == "cpu" and size not in self._runs:
             try:
-                self._runs[size] = _in_float_steps(
-                    cpu.build(self.quantized, size[1:], size[0], self.body, self.threads)
-                )
+                self._runs[size] = self._compiled(*size)
             except InputError as error:
                 log.warning("exact reference instead of the cpu engine, which is slow: %s", error)
                 self.engine = "reference"
         return self._runs[size] if self.engine == "cpu" else self._reference()
+
+    def _compiled(self, batch: int, *size: int) -> Run:
+        if size not in self._graphs:
+            shapes = network.shapes(self.quantized.config, size)
+            self._graphs[size] = cpu.build_graph(self.quantized, shapes, ov.Type.f32)
+        engine = cpu.compiled(self.quantized, self._graphs[size], batch, self.body, self.threads)
+        return lambda x, t, *conditions: engine(x, t.float(), *conditions)  # some schedulers' steps have fractions
 
     def _reference(self) -> Run:
         if () not in self._runs:
@@ -158,8 +165,3 @@ class QuantizedUNet(ModelMixin, ConfigMixin):
         if not loaded.layers:
             raise InputError(f"{folder}: holds a full-precision U-Net, not a quantized one")
         return cls(loaded, device, body, threads)
-
-
-def _in_float_steps(engine: cpu.CpuEngine) -> Run:
-    """The engine with t of either type: it takes float32, since some schedulers' steps have fractions."""
-    return lambda x, t, *conditions: engine(x, t.float(), *conditions)

@@ -24,9 +24,7 @@ def _call(steps: int, guidance: float | None) -> dict[str, float]:
 @click.option("--activations", type=BITS, default=8, show_default=True, help="Bits of the activations.")
 @click.option("--out", type=FOLDER, required=True, help="The new pipeline's folder.")
 @click.option("--prompts", type=FILE, help="A text file, one prompt a line, that calibration draws in turn.")
-@click.option(
-    "--labels", type=click.IntRange(1), help="Of a class-conditional model: calibrate with 0 to N - 1."
-)
+@click.option("--labels", type=click.IntRange(1), help="Of a class-conditional model: calibrate with 0 to N - 1.")
 @click.option("--samples", type=click.IntRange(1), default=128, show_default=True, help="Calibration trajectories.")
 @click.option("--batch", type=click.IntRange(1), default=4, show_default=True, help="Trajectories at once.")
 @STEPS

@@ -133,10 +133,9 @@ def load(engine_dir: Path, batch: int, body: str = "f32", threads: int = 2, cach
         raise InputError(f"{folder}: {error}") from error
 
 
-def build(loaded: QuantizedCheckpoint, size: tuple[int, int], batch: int, body: str, threads: int) -> CpuEngine:
-    """The engine of a checkpoint without a folder, for inputs of ``size`` (h, w) and t in float32; else as ``load``."""
-    graph = build_graph(loaded, network.shapes(loaded.config, size), ov.Type.f32)
-    return _for_batch(graph, _description(graph, loaded), batch, body, threads)
+def compiled(loaded: QuantizedCheckpoint, graph: ov.Model, batch: int, body: str, threads: int) -> CpuEngine:
+    """The engine of a checkpoint's ``graph``, as ``build_graph`` made it and without a folder; else as ``load``."""
+    return _for_batch(graph.clone(), _description(graph, loaded), batch, body, threads)
 
 
 def _for_batch(
