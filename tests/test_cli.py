@@ -62,6 +62,7 @@ def test_a_checkpoint_goes_through_to_samples(project: Path) -> None:
     assert call("checkpoint", SYSTEM, "--out", "checkpoint") == 0
     assert call("calibrate", SYSTEM, "tdac", "--checkpoint", "checkpoint", "--out", "tdac.safetensors") == 0
     assert json.loads(Path("tdac.json").read_text())["steps"] == 4
+    assert load_file("tdac.safetensors")["final"].shape == (8, 1, 8, 8)
     shared = ("--checkpoint", "checkpoint", "--calibration", "tdac.safetensors", "--scratch", "scratch")
     for variant in ("fp32", "w4a8", "w4a8-rtn"):
         assert call("reconstruct", SYSTEM, variant, *shared, "--out", f"{variant}/quantized") == 0

@@ -1,9 +1,42 @@
-"""What differs between two recipes."""
+"""Recipes by their short names, and what differs between two of them."""
 
+import re
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from edadm.params import Params
+from edadm.errors import InputError
+from edadm.params import Params, Recipe, Reconstruction, check
+
+_NAME = re.compile(r"w(\d)a(\d)")
+
+
+def recipe(name: str, **changes: Any) -> Recipe:
+    """The recipe ``name``, wBaB with 2 to 8 bits for weights and activations, with ``changes`` to its fields.
+
+    It is TDAC and FBR as the variants of params.yaml have it. ``changes`` are fields of ``Recipe`` and of
+    ``Reconstruction``. InputError for an unknown name, field or value.
+
+    >>> recipe("w4a8", iterations=500).reconstruction.iterations
+    500
+    """
+    found = _NAME.fullmatch(name)
+    if not found:
+        raise InputError(f"recipe {name!r} is not of the form w4a8: bits of the weights and of the activations")
+    weights, activations = map(int, found.groups())
+    eight = weights == 8
+    learning = {"method": "fbr", "iterations": 100 if eight else 300, "batch": 16, "bias_correction": True}
+    if eight:  # there is little noise to become robust against
+        learning |= {"input_mix": 1.0, "activation_drop": 0.0}
+    outer = {"weights": weights, "activations": activations, "eight_bit_full_resolution": not eight}
+    inner = {entry.name for entry in fields(Reconstruction)}
+    known = inner | {entry.name for entry in fields(Recipe)} - {"reconstruction"}
+    for key, value in changes.items():
+        if key not in known:
+            raise InputError(f"a recipe has no field {key!r}; known: {', '.join(sorted(known))}")
+        (learning if key in inner else outer)[key] = value
+    made = Recipe(**outer, reconstruction=Reconstruction(**learning))
+    check(made, "recipe")
+    return made
 
 
 def flat(settings: Any, prefix: str = "") -> dict[str, Any]:

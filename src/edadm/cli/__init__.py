@@ -9,7 +9,8 @@ from pathlib import Path
 
 import click
 
-from edadm.cli import build, measure, recipe, systems, train
+from edadm.cli import build, look, measure, own, recipe, systems, train
+from edadm.cli.help import Pipeline, add_example, help_
 from edadm.cli.options import FILE
 from edadm.errors import InputError
 
@@ -21,20 +22,14 @@ def _die_with_dvc() -> None:
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
-class _InOrder(click.Group):
-    """Lists the commands in the order of the pipeline."""
-
-    def list_commands(self, _: click.Context) -> list[str]:
-        return list(self.commands)
-
-
-@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Pipeline, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option("--params", "path", type=FILE, default="params.yaml", show_default=True, help="The parameters file.")
 @click.pass_context
 def cli(context: click.Context, path: Path) -> None:
     """Take a diffusion model's checkpoint to a low-bit integer model, and measure what that costs and gains.
 
-    Commands are the stages of the pipeline, in its order; `snakemake` and `dvc repro` call them.
+    `quantize` and `generate` are for a pipeline of your own. The others are the stages of the pipeline of params.yaml,
+    in its order; `snakemake` and `dvc repro` call them.
     """
     _die_with_dvc()
     logging.basicConfig(format="%(message)s")
@@ -43,6 +38,8 @@ def cli(context: click.Context, path: Path) -> None:
 
 
 for command in (
+    own.quantize,
+    own.generate,
     build.download,
     build.checkpoint,
     build.calibrate,
@@ -60,7 +57,11 @@ for command in (
     train.train,
     recipe.recipe,
     systems.systems,
+    look.info,
+    look.compare,
+    help_,
 ):
+    add_example(command)
     cli.add_command(command)
 
 

@@ -66,12 +66,18 @@ def calibrate(params: Params, system: str, calibrator: str, folder: Path, out: P
     seeds = range(first, first + settings.calibration.samples)
     loaded.check_apart(seeds, range(drawn, drawn + settings.sampling.images["full"]))
 
+    finals: list[torch.Tensor] = []
+
     def trajectory(seeds: range):  # noqa: ANN202
         network = lambda *inputs: unet(*inputs, return_dict=False)[0]  # noqa: E731
-        return draw(network, loaded, settings.sampler, seeds)
+        for step, before, after in draw(network, loaded, settings.sampler, seeds):
+            yield step, before
+            final = after
+        finals.append(final)  # the first batch's, for the autoencoder: the others are left before their end
 
-    data, *described = calibration.collect(unet, trajectory, calibrator, settings.calibration)
-    data = calibration.with_contexts(data, loaded.contexts(seeds, settings.sampler.guidance))
+    steps = settings.sampler.steps
+    data, *described = calibration.collect(unet, trajectory, calibrator, settings.calibration, steps)
+    data = calibration.with_contexts(data, loaded.contexts(seeds, settings.sampler.guidance)) | {"final": finals[0]}
     calibration.write(out, data, *described, calibrator, settings.calibration, folder / WEIGHTS)
 
 

@@ -36,7 +36,7 @@ from torch.nn import functional as F
 from edadm.engines.reference import as_function
 from edadm.errors import InputError
 from edadm.files import atomic_folder, read_json, write_json
-from edadm.quantization import autoencoder, checkpoint
+from edadm.quantization import autoencoder, checkpoint, network
 from edadm.quantization.attention import OPERANDS, Scales
 from edadm.quantization.checkpoint import IntegerLayer, QuantizedCheckpoint
 
@@ -44,14 +44,12 @@ FORMAT_VERSION = 2
 PRODUCTS = ("q", "softmax")  # an attention's products are called by their first operands
 BODIES = ("f32", "bf16")
 SAFE_WEIGHT = 63  # 2 * 255 * 63 < 2**15: two products fit into 16 bits
-# settings of diffusers' U-Nets that ask for inputs which no system here has
-_FURTHER_INPUTS = ("class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim_type")
 _INT8_FLAGS = {"avx512_vnni", "avx_vnni", "amx_int8"}
 _ISA_WITHOUT = {"SSE41", "AVX", "AVX2", "AVX512_CORE"}
 
 
 class CpuEngine:
-    """A compiled network of one batch size: ``engine(x, t) -> output``, or of (x, t, context), all tensors."""
+    """A compiled network of one batch size: ``engine(x, t) -> output``, or of (x, t, context, …), all tensors."""
 
     def __init__(self, compiled: ov.CompiledModel, batch: int) -> None:
         self.compiled = compiled
@@ -59,7 +57,7 @@ class CpuEngine:
         self._request = compiled.create_infer_request()
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """Run x float32 (n, c, h, w), t int64 (n,) and perhaps context float32 (n, tokens, width) for any n.
+        """Run x float32 (n, c, h, w), t int64 (n,) and the network's further inputs (n, ...), if any, for any n.
 
         Batches in turn, the last filled up with zeros.
         """
@@ -79,7 +77,7 @@ def deploy(quantized: Path, out: Path) -> None:
     A quantized autoencoder becomes an engine of its own in ``vae/``, of its decoder.
     """
     quantized, loaded = Path(quantized), checkpoint.load(quantized)
-    shapes = _inputs(loaded.config)
+    shapes = network.shapes(loaded.config)
     with atomic_folder(Path(out)) as folder:
         _deploy(quantized, loaded, shapes, folder)
         if (quantized / autoencoder.FOLDER).is_dir():
@@ -107,16 +105,32 @@ def _deploy(
         "format_version": FORMAT_VERSION,
         "device": "cpu",
         "quantized_sha256": checkpoint.fingerprint(quantized),
-        "inputs": {port.any_name: [_size(axis) for axis in port.partial_shape] for port in graph.inputs},
-        "output": [_size(axis) for axis in graph.output(0).partial_shape],
-        "layers": executed(layers),
-        "products": [f"{name}.{operand}" for name in loaded.attention for operand in PRODUCTS],
-        "largest_weight": _largest_weight(loaded),
+        **_description(graph, loaded, layers),
         "versions": {name: version(name) for name in ("openvino", "torch", "diffusers")},
     }
     write_json(folder / "engine.json", description)
     engine_bytes = sum((folder / name).stat().st_size for name in ("model.xml", "model.bin"))
     write_json(folder / "size.json", checkpoint.sizes(quantized) | {"engine_bytes": engine_bytes})
+
+
+def _description(
+    graph: ov.Model, loaded: QuantizedCheckpoint, layers: Mapping[str, IntegerLayer] | None = None
+) -> dict[str, Any]:
+    """What compiling a graph needs to know of it; ``layers`` are those in it if not all are."""
+    layers = loaded.layers if layers is None else layers
+
+    def sizes(port: ov.Output) -> list[int]:
+        return [-1 if axis.is_dynamic else axis.get_length() for axis in port.partial_shape]
+
+    largest = max((int(layer.weight.abs().max()) for layer in layers.values()), default=0)
+    return {
+        "inputs": {port.any_name: sizes(port) for port in graph.inputs},
+        "output": sizes(graph.output(0)),
+        "layers": executed(layers),
+        "products": [f"{name}.{operand}" for name in loaded.attention for operand in PRODUCTS],
+        # the signed factor in a product of two integers
+        "largest_weight": max(largest, 128) if loaded.attention else largest,
+    }
 
 
 def load(engine_dir: Path, batch: int, body: str = "f32", threads: int = 2, cache_dir: Path | None = None) -> CpuEngine:
@@ -133,24 +147,40 @@ def load(engine_dir: Path, batch: int, body: str = "f32", threads: int = 2, cach
     description = read_json(folder / "engine.json")
     if description.get("device") != "cpu" or description.get("format_version") != FORMAT_VERSION:
         raise InputError(f"{folder}: not a cpu engine of format {FORMAT_VERSION}")
-    if description["largest_weight"] > SAFE_WEIGHT and not has_int8_dot():
-        raise InputError(
-            f"{folder}: this processor has neither VNNI nor AMX, where weights beyond {SAFE_WEIGHT} give wrong sums;"
-            " use weights of at most 7 bits in every layer"
-        )
-    core = ov.Core()
     try:
-        graph = core.read_model(folder / "model.xml")
+        graph = ov.Core().read_model(folder / "model.xml")
     except RuntimeError as error:
         raise InputError(f"{folder}: OpenVINO cannot read the graph ({str(error).splitlines()[-1]})") from error
     unpack_weights(graph)
+    try:
+        return _for_batch(graph, description, batch, body, threads, cache_dir)
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from error
+
+
+def compiled(loaded: QuantizedCheckpoint, graph: ov.Model, batch: int, body: str, threads: int) -> CpuEngine:
+    """The engine of a checkpoint's ``graph``, as ``build_graph`` made it and without a folder; else as ``load``."""
+    return _for_batch(graph.clone(), _description(graph, loaded), batch, body, threads)
+
+
+def _for_batch(
+    graph: ov.Model,
+    description: Mapping[str, Any],
+    batch: int,
+    body: str,
+    threads: int,
+    cache_dir: Path | None = None,
+) -> CpuEngine:
+    """``graph``, with int8 weights, compiled for one batch size; InputError when it would be wrong, or slow."""
+    if description["largest_weight"] > SAFE_WEIGHT and not has_int8_dot():
+        reason = f"this processor has neither VNNI nor AMX, where weights beyond {SAFE_WEIGHT} give wrong sums"
+        raise InputError(f"{reason}; use weights of at most 7 bits in every layer")
     graph.reshape({name: [batch, *shape[1:]] for name, shape in description["inputs"].items()})
-    compiled = compile_graph(core, graph, body, threads, cache_dir)
+    compiled = compile_graph(ov.Core(), graph, body, threads, cache_dir)
     expected = {*description["layers"], *description["products"]}
     missing = sorted(expected - int8_names(compiled))
     if missing:
-        total = len(expected)
-        raise InputError(f"{folder}: {len(missing)} of {total} layers would not run in int8, first {missing[0]}")
+        raise InputError(f"{len(missing)} of {len(expected)} layers would not run in int8, first {missing[0]}")
     return CpuEngine(compiled, batch)
 
 
@@ -171,8 +201,8 @@ def compile_graph(
 
 def int8_layers(compiled: ov.CompiledModel) -> tuple[int, int]:
     """How many convolutions and linears the compiled graph runs in int8, and how many it has."""
-    nodes = _nodes(compiled, ("Convolution", "FullyConnected"))
-    return sum(integer for integer, _ in nodes), len(nodes)
+    found = [integer for integer, _ in _nodes(compiled, ("Convolution", "FullyConnected"))]
+    return sum(found), len(found)
 
 
 def int8_names(compiled: ov.CompiledModel) -> set[str]:
@@ -198,30 +228,33 @@ def has_int8_dot() -> bool:
     return not _INT8_FLAGS.isdisjoint(flags)
 
 
-def build_graph(loaded: QuantizedCheckpoint, shapes: Mapping[str, list[int]] | None = None) -> ov.Model:
+def build_graph(
+    loaded: QuantizedCheckpoint, shapes: Mapping[str, list[int]] | None = None, t_type: ov.Type = ov.Type.i64
+) -> ov.Model:
     """The OpenVINO graph of a checkpoint, with int8 weights.
 
-    Inputs are x (-1, c, h, w) f32, t (-1,) i64 and, of a conditional network, context (-1, -1, width) f32; of an
-    autoencoder x alone, whose size the configuration does not say: it comes in ``shapes``.
+    Inputs are of ``shapes``, by default those of ``network.shapes``, t of ``t_type``. Those of an autoencoder must be
+    given: it has x alone, and its configuration does not say of what size.
     """
-    shapes = shapes or _inputs(loaded.config)
+    shapes = shapes or network.shapes(loaded.config)
     names = {id(layer): name for name, layer in loaded.layers.items()}
     attentions = {id(scales): name for name, scales in loaded.attention.items()}
-    network = checkpoint.build_unet(
+    traced = checkpoint.build_unet(
         loaded,
         lambda layer: _Placeholder(names[id(layer)], layer),
         lambda scales: partial(_placeholder_product, attentions[id(scales)]),
     )
-    types = {name: (torch.int64, ov.Type.i64) if name == "t" else (torch.float32, ov.Type.f32) for name in shapes}
-    examples = {name: [2 if size < 0 else size for size in shape] for name, shape in shapes.items()}
+    types = {name: ov.Type.f32 for name in shapes} | {"t": t_type, "label": ov.Type.i64}
+    dtypes = {ov.Type.f32: torch.float32, ov.Type.i64: torch.int64}
+    lengths = {name: [2 if length < 0 else length for length in shape] for name, shape in shapes.items()}
     with torch.no_grad(), warnings.catch_warnings():
         # diffusers' checks of channel counts become constants: they hold for every batch
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         warnings.filterwarnings("ignore", "`torch.jit.trace", DeprecationWarning)  # OpenVINO's choice
         graph = ov.convert_model(
-            as_function(network),
-            example_input=tuple(torch.zeros(shape, dtype=types[name][0]) for name, shape in examples.items()),
-            input=[(ov.PartialShape(shape), types[name][1]) for name, shape in shapes.items()],
+            as_function(traced),
+            example_input=tuple(torch.zeros(lengths[name], dtype=dtypes[types[name]]) for name in shapes),
+            input=[(ov.PartialShape(shape), types[name]) for name, shape in shapes.items()],
             extension=[
                 ConversionExtension("edadm::integer_layer", lambda context: _convert(context, loaded.layers)),
                 ConversionExtension("edadm::product", lambda context: _convert_product(context, loaded.attention)),
@@ -244,19 +277,6 @@ def build_graph(loaded: QuantizedCheckpoint, shapes: Mapping[str, list[int]] | N
         else:
             node.set_friendly_name(f"{node.get_type_name()}_{number}")
     return graph
-
-
-def _inputs(config: dict[str, Any]) -> dict[str, list[int]]:
-    """The network's inputs and their shapes, -1 where any size will do; InputError when it needs others than these."""
-    known = {"UNet2DModel": (), "UNet2DConditionModel": ("context",)}
-    further = [key for key in _FURTHER_INPUTS if config.get(key) is not None]
-    if config["_class_name"] not in known or further:
-        reason = f"{further[0]} is set" if further else f"this is a {config['_class_name']}"
-        raise InputError(f"the cpu engine runs {' and '.join(known)} of x, t and a context only; {reason}")
-    size = config["sample_size"]
-    height, width = size if isinstance(size, list | tuple) else (size, size)
-    shapes = {"x": [-1, config["in_channels"], height, width], "t": [-1]}
-    return shapes | {name: [-1, -1, config["cross_attention_dim"]] for name in known[config["_class_name"]]}
 
 
 def executed(layers: Mapping[str, IntegerLayer]) -> list[str]:
@@ -373,12 +393,6 @@ def _convert_product(context: Any, attention: dict[str, Scales]) -> list[ov.Outp
     return [product_nodes(a, b, f"{name}.{one}", one, other, attention[name])]
 
 
-def _largest_weight(loaded: QuantizedCheckpoint) -> int:
-    """The largest size of the signed factor in a product of two integers."""
-    largest = max((int(layer.weight.abs().max()) for layer in loaded.layers.values()), default=0)
-    return max(largest, 128) if loaded.attention else largest
-
-
 def _pack_weights(graph: ov.Model, names: set[str]) -> None:
     """Turn the int8 weight constants of the layers ``names`` into 4-bit ones."""
     for node in graph.get_ordered_ops():
@@ -393,10 +407,6 @@ def _replace(node: ov.Node, other: ov.Node) -> None:
     other.set_friendly_name(node.get_friendly_name())
     for target in list(node.output(0).get_target_inputs()):
         target.replace_source_output(other.output(0))
-
-
-def _size(axis: ov.Dimension) -> int:
-    return -1 if axis.is_dynamic else axis.get_length()
 
 
 def _nodes(compiled: ov.CompiledModel, kinds: tuple[str, ...]) -> list[tuple[bool, list[str]]]:

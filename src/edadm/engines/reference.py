@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edadm.quantization import checkpoint
+from edadm.quantization import checkpoint, network
 from edadm.quantization.attention import integer_product
 from edadm.quantization.checkpoint import IntegerLayer
 
@@ -52,16 +52,23 @@ class IntegerReference(nn.Module):
 
 
 class Network(nn.Module):
-    """A diffusers U-Net as a plain function ``(x, t) -> output`` or ``(x, t, context) -> output``, all tensors."""
+    """A diffusers U-Net as a plain function of tensors in the order of ``network.arguments``: (x, t, context, …)."""
 
     def __init__(self, unet: nn.Module) -> None:
         super().__init__()
         self.unet = unet
 
-    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-        """Take x float32 (n, c, h, w), t int64 (n,), perhaps context float32 (n, tokens, width) to (n, c, h, w)."""
-        inputs = (x, t) if context is None else (x, t, context)
-        return self.unet(*inputs, return_dict=False)[0]
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        context: Tensor | None = None,
+        text_embeds: Tensor | None = None,
+        time_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Take x float32 (n, c, h, w), t (n,), perhaps further tensors to (n, c, h, w); a label comes as context."""
+        inputs = [value for value in (x, t, context, text_embeds, time_ids) if value is not None]
+        return network.forward(self.unet, inputs, return_dict=False)[0]
 
 
 class Decoder(nn.Module):

@@ -58,6 +58,7 @@ __all__ = [
     "SamplerParams",
     "SamplingParams",
     "SystemParams",
+    "check",
     "load",
 ]
 
@@ -142,3 +143,9 @@ def load(path: Path | str = "params.yaml") -> Params:
     for problem in (*_bad_values(params, ""), *disagreements(params)):
         raise InputError(f"{path}: {problem}")
     return params
+
+
+def check(settings: Any, path: str = "") -> None:
+    """InputError with one line for the first value of ``settings``, made by hand, that its field does not allow."""
+    for problem in _bad_values(settings, path):
+        raise InputError(problem)

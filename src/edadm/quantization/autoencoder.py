@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from edadm.errors import InputError
 from edadm.params import Recipe
+from edadm.quantization.network import FINAL
 
 FOLDER = "vae"  # in a quantized checkpoint and in an engine
 ENDS = ("encoder.conv_in", "decoder.conv_out")  # the images' own convolutions: 8-bit weights, as in U-Nets
@@ -42,9 +43,9 @@ def latents(calibration: dict[str, Tensor], autoencoder: nn.Module | None) -> Te
     """
     if autoencoder is None:
         raise InputError("recipe.quantize: vae is not possible, the checkpoint has no autoencoder")
-    if "final" not in calibration:
+    if FINAL not in calibration:
         raise InputError("recipe.quantize: vae needs a calibration set with the final latents of trajectories")
-    return calibration["final"] / autoencoder.config.scaling_factor
+    return calibration[FINAL] / autoencoder.config.scaling_factor
 
 
 def decoding(name: str) -> bool:

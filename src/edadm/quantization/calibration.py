@@ -1,6 +1,6 @@
 """The calibration set: one latent of each full-precision trajectory, at a step that the calibrator chose."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,16 +13,18 @@ from tqdm import tqdm
 from edadm.errors import InputError
 from edadm.files import atomic_write, sha256, write_json
 from edadm.params import CALIBRATORS, CalibrationParams
-from edadm.quantization import baselines, tdac
+from edadm.quantization import baselines, network, tdac
 
-# a trajectory yields (timestep, network input, result) for each step, both (n, c, h, w), given the seeds of its images
-Trajectory = Callable[[range], Iterator[tuple[int, Tensor, Tensor]]]
+# a trajectory yields (timestep, network input (n, c, h, w)) for each step, given the seeds of its images
+Trajectory = Callable[[range], Iterator[tuple[float, Tensor]]]
 
 
 class _MiddleFeatures:
     """Keeps the input of the middle attention block (method.md A.2), or the middle block's output if it has none."""
 
     def __init__(self, unet: nn.Module) -> None:
+        if getattr(unet, "mid_block", None) is None:
+            raise InputError("the U-Net has no middle block, whose features TDAC compares")
         attentions = [a for a in getattr(unet.mid_block, "attentions", []) if a is not None]
         self.feature: Tensor | None = None
         if attentions:
@@ -59,13 +61,13 @@ def _allocation(
 
 @torch.no_grad()
 def collect(
-    unet: nn.Module, trajectory: Trajectory, calibrator: str, params: CalibrationParams
-) -> tuple[dict[str, Tensor], tdac.Allocation, list[int]]:
-    """Draw the calibration set; returns ``{"x", "t", "final"}``, the allocation and the timesteps in sampling order.
+    unet: nn.Module, trajectory: Trajectory, calibrator: str, params: CalibrationParams, total: int | None = None
+) -> tuple[dict[str, Tensor], tdac.Allocation, list[float]]:
+    """Draw the calibration set; returns ``{"x", "t"}``, the allocation and the timesteps in sampling order.
 
-    ``final`` are the results of the first batch's last step: what an autoencoder is calibrated on.
     The first batch of trajectories is kept whole until its mid-block features have decided the counts; of every
-    later trajectory only one latent is kept, so memory is O(samples), not O(steps x samples).
+    later trajectory only one latent is kept, so memory is O(samples), not O(steps x samples). ``total`` is the number
+    of steps, for the progress bar.
     """
     batches = [
         range(params.seed + start, params.seed + min(start + params.batch, params.samples))
@@ -73,27 +75,26 @@ def collect(
     ]
     middle = _MiddleFeatures(unet)
     first, features = [], []
-    for step in tqdm(trajectory(batches[0]), desc="calibration: features", unit="step"):
+    for step in tqdm(trajectory(batches[0]), total=total, desc="calibration: features", unit="step"):
         first.append(step)
         features.append(middle.feature)
     middle.handle.remove()
     generator = torch.Generator().manual_seed(params.seed)
     allocation = _allocation(calibrator, torch.stack(features), params, generator)
-    steps = [timestep for timestep, _, _ in first]
+    steps = [timestep for timestep, _ in first]
     drawn = torch.repeat_interleave(torch.arange(len(steps)), allocation.counts)
     drawn = drawn[torch.randperm(len(drawn), generator=generator)]
     latents = []
     for number, seeds in enumerate(tqdm(batches, desc="calibration: latents", unit="batch")):
         wanted = drawn[number * params.batch : number * params.batch + len(seeds)]
         kept: list[Tensor | None] = [None] * len(seeds)
-        for index, (_, x, _) in enumerate(first if number == 0 else trajectory(seeds)):
+        for index, (_, x) in enumerate(first if number == 0 else trajectory(seeds)):
             for row in (wanted == index).nonzero().flatten().tolist():
                 kept[row] = x[row].clone()
             if index == wanted.max():
                 break
         latents += kept
-    data = {"x": torch.stack(latents), "t": torch.tensor(steps)[drawn], "final": first[-1][2]}
-    return data, allocation, steps
+    return {"x": torch.stack(latents), "t": torch.tensor(steps)[drawn]}, allocation, steps
 
 
 def with_contexts(data: dict[str, Tensor], contexts: tuple[Tensor, ...]) -> dict[str, Tensor]:
@@ -101,30 +102,33 @@ def with_contexts(data: dict[str, Tensor], contexts: tuple[Tensor, ...]) -> dict
 
     A context is (N, tokens, width); guidance has two, since the network runs on either. Without any, ``data`` as it is.
     """
-    if not contexts:
-        return data
-    repeated = {key: torch.cat([data[key]] * len(contexts)) for key in ("x", "t")}
-    return data | repeated | {"context": torch.cat(contexts)}
+    return with_conditions(data, {"context": torch.cat(contexts)}) if contexts else data
 
 
-def inputs(data: dict[str, Tensor]) -> tuple[Tensor, ...]:
-    """The network's arguments in a set: (x, t), or (x, t, context)."""
-    return tuple(data[key] for key in ("x", "t", "context") if key in data)
+def with_conditions(data: dict[str, Tensor], conditions: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The set with ``conditions`` (k N, ...), the network's further arguments, its N rows repeated k times."""
+    rows = len(next(iter(conditions.values()))) if conditions else len(data["x"])
+    return {key: torch.cat([value] * (rows // len(data["x"]))) for key, value in data.items()} | conditions
+
+
+def inputs(data: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """The network's arguments in a set, in their order: (x, t), (x, t, context), …."""
+    return tuple(data[key] for key in network.NAMES if key in data)
 
 
 def write(
     out: Path,
     data: dict[str, Tensor],
     allocation: tdac.Allocation,
-    steps: list[int],
+    steps: list[float],
     calibrator: str,
     params: CalibrationParams,
     checkpoint: Path,
 ) -> None:
     """Write the set to ``out`` and its description beside it.
 
-    Safetensors: x float32 (n, c, h, w), t int64 (n,), final float32 (batch, c, h, w) and, of a conditional system,
-    context float32 (n, tokens, width).
+    Safetensors: x float32 (n, c, h, w), t int64 (n,), the network's further arguments, see ``network``, and ``final``
+    float32 (batch, c, h, w), what the first batch's trajectories ended with: an autoencoder is calibrated on it.
     """
     atomic_write(out, save(data))
     write_json(
@@ -151,8 +155,20 @@ def read(path: Path) -> dict[str, Tensor]:
         data = load_file(path)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: not a readable calibration set ({error})") from error
-    lengths = {len(value) for name, value in data.items() if name != "final"}
-    if set(data) - {"context", "final"} != {"x", "t"} or len(lengths) > 1:
+    try:
+        return checked(data)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def checked(data: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``data`` itself; InputError unless it has x, t and otherwise only further arguments of networks, equally long.
+
+    And perhaps ``final`` (of any length).
+    """
+    lengths = {len(value) for name, value in data.items() if name != network.FINAL}
+    if not {"x", "t"} <= set(data) <= {*network.NAMES, network.FINAL} or len(lengths) > 1:
         shapes = {name: tuple(value.shape) for name, value in sorted(data.items())}
-        raise InputError(f"{path}: a calibration set has x, t and perhaps context of one length, this has {shapes}")
-    return data
+        further = ", ".join(network.NAMES[2:])
+        raise InputError(f"a calibration set has x, t and perhaps {further}, all of one length, this has {shapes}")
+    return dict(data)

@@ -21,6 +21,7 @@ from edadm.params import Recipe, Reconstruction
 from edadm.quantization import fisher
 from edadm.quantization.cache import Cache
 from edadm.quantization.layers import SimulatedLayer, set_mode, simulated, simulated_layers
+from edadm.quantization.network import forward
 from edadm.quantization.quantizer import coin_flips
 from edadm.quantization.units import Unit
 from edadm.quantization.walk import Call, PausedPass, intercepted
@@ -59,13 +60,13 @@ def initialise(unet: nn.Module, batches: list[tuple[Tensor, ...]], recipe: Recip
     parts = simulated(unet)
     set_mode(unet, "range")
     for inputs in tqdm(batches, desc="activation ranges", unit="batch"):
-        unet(*inputs)
+        forward(unet, inputs)
     for name, part in parts.items():
         if not (math.isfinite(part.observed.smallest) and math.isfinite(part.observed.largest)):
             raise InputError(f"{name}: its input held NaN or infinity during calibration")
     set_mode(unet, "histogram")
     for inputs in tqdm(batches, desc="activation histograms", unit="batch"):
-        unet(*inputs)
+        forward(unet, inputs)
     for part in parts.values():
         part.set_range(recipe.ranges)
     for layer in simulated_layers(unet).values():

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from edadm.quantization.network import forward
+
 ROWS = 8  # samples per backward pass, whose activations are all kept
 
 
@@ -44,7 +46,7 @@ def sensitivities(
     with torch.enable_grad():
         for inputs in tqdm(batches, desc="sensitivities", unit="batch"):
             for rows in zip(*(value.split(ROWS) for value in inputs), strict=True):
-                output = unet(*rows).sample
+                output = forward(unet, rows).sample
                 output.backward(torch.randn(output.shape, generator=generator))
     for hook in hooks:
         hook.remove()

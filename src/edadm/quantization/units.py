@@ -16,6 +16,7 @@ from edadm.errors import InputError
 from edadm.params import Recipe
 from edadm.quantization import attention
 from edadm.quantization.layers import SimulatedLayer, SimulatedOperand, SplitShortcut, simulated_layers
+from edadm.quantization.network import forward
 
 BLOCKS = (ResnetBlock2D, Attention, BasicTransformerBlock)
 LAYERS = (nn.Conv2d, nn.Linear)
@@ -70,7 +71,7 @@ def skip_channels(unet: nn.Module, inputs: tuple) -> dict[str, int]:
             for name, module in unet.named_modules()
             if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)
         ]
-        unet(*inputs)
+        forward(unet, inputs)
     for hook in hooks:
         hook.remove()
     return found
@@ -90,7 +91,7 @@ def full_resolution(unet: nn.Module, inputs: tuple) -> set[str]:
 
     convolutions = {name: module for name, module in unet.named_modules() if isinstance(module, nn.Conv2d)}
     hooks = [module.register_forward_hook(look(name)) for name, module in convolutions.items()]
-    unet(*inputs)
+    forward(unet, inputs)
     for hook in hooks:
         hook.remove()
     return found
@@ -175,7 +176,7 @@ def find_units(unet: nn.Module, inputs: tuple) -> list[Unit]:
         unet.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: starts.append(name))
         for name in dict.fromkeys(owner.values())
     ]
-    unet(*inputs)
+    forward(unet, inputs)
     for hook in hooks:
         hook.remove()
     repeated = next((name for name in order if order.count(name) > 1), None)

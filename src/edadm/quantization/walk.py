@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
+from edadm.quantization.network import forward
 from edadm.quantization.units import Unit
 
 
@@ -25,7 +26,7 @@ class PausedPass:
     """One forward pass of ``unet``, whose units must be intercepted, over one batch."""
 
     def __init__(self, unet: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._pass = greenlet(lambda: unet(*inputs))
+        self._pass = greenlet(lambda: forward(unet, inputs))
         self.call: Call | None = self._pass.switch()
 
     def resume(self, output: Tensor) -> None:

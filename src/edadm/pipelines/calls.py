@@ -1,0 +1,35 @@
+"""Look at a U-Net's calls while somebody else's code samples with it."""
+
+from collections.abc import Callable, Iterator
+
+from greenlet import getcurrent, greenlet
+from torch import Tensor, nn
+
+from edadm.quantization import checkpoint, network
+
+
+def unet_calls(unet: nn.Module, draw: Callable[[], object]) -> Iterator[dict[str, Tensor]]:
+    """The inputs, by name, of every call of ``unet`` while ``draw()`` runs, each once the call is done.
+
+    ``draw`` pauses between them, and ends when the iterator is closed: one that needs the first calls only does not
+    pay for the rest. InputError for a U-Net, or a call of it, that cannot be quantized.
+    """
+    config, original, reader = checkpoint.unet_config(unet), unet.forward, getcurrent()
+
+    def forward(*args: object, **kwargs: object) -> object:
+        output = original(*args, **kwargs)
+        inputs = {key: value for key, value in kwargs.items() if key != "return_dict"}
+        reader.switch(network.bind(config, *args, **inputs))
+        return output
+
+    drawing = greenlet(draw)
+    unet.forward = forward
+    try:
+        inputs = drawing.switch()
+        while not drawing.dead:
+            yield inputs
+            inputs = drawing.switch()
+    finally:
+        if not drawing.dead:
+            drawing.throw()  # GreenletExit: what draw has open is closed
+        del unet.forward
