@@ -3,6 +3,7 @@
 import click
 
 WIDTH = 100
+HELP = ["-h", "--help"]
 GROUPS = {
     "Models of your own": ("quantize", "generate"),
     "From a checkpoint to images": (
@@ -100,7 +101,8 @@ def text(root: click.Command) -> str:
 
 def _pages(command: click.Command, path: str, parent: click.Context | None) -> list[tuple[str, str]]:
     name = path.rpartition(" ")[2]
-    context = click.Context(command, info_name=name, parent=parent, terminal_width=WIDTH, max_content_width=WIDTH)
+    settings = {"terminal_width": WIDTH, "max_content_width": WIDTH, "help_option_names": HELP}
+    context = click.Context(command, info_name=name, parent=parent, **settings)
     pages = [(path, command.get_help(context))]
     if isinstance(command, click.Group):
         for inner in command.list_commands(context):
