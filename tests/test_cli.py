@@ -1,6 +1,7 @@
 """The command line: what a user can get wrong is one line on stderr, exit code 2, and nothing written."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -114,6 +115,7 @@ def test_a_latent_conditional_system_is_added_by_its_block(added: str) -> None:
         "x": (12, 4, 8, 8),
         "t": (12,),
         "context": (12, 1, tiny.CONTEXT),
+        "final": (4, 4, 8, 8),
     }
     embedding = load_file(Path(checkpoint, "class_embedder", "model.safetensors"))["embedding.weight"]
     # the unconditional half, then the classes of seeds 1 to 6
@@ -179,7 +181,6 @@ def test_missing_inputs(project: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 def test_help_lists_the_stages_in_their_order(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("--help") == 0
-    listed = capsys.readouterr().out.split("Commands:")[1].split("\n")
-    names = [line.split()[0] for line in listed if line.strip()]
+    names = re.findall(r"^  (\w+)  ", capsys.readouterr().out, re.MULTILINE)
     stages = ["checkpoint", "calibrate", "reconstruct", "deploy", "sample", "reference", "metrics", "latency", "tables"]
     assert [name for name in names if name in stages] == stages

@@ -207,7 +207,7 @@ def _safetensors(path: Path) -> Lines | None:
         more = _json(described) if described.is_file() else None
         return {"kind": "calibration set", **shapes, **{k: v for k, v in (more or {}).items() if k != "kind"}}
     if "fingerprint" in metadata and "result" in metadata:
-        return {"kind": "finished unit of a reconstruction", **json.loads(metadata["result"])}
+        return json.loads(metadata["result"]) | {"kind": "finished unit of a reconstruction"}
     for reader in (_unet, _embedder):
         found = reader(path.parent)
         if found is not None:

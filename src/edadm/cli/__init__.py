@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from edadm.cli import build, look, measure, own, recipe, systems, train
-from edadm.cli.help import Pipeline, add_example, help_
+from edadm.cli.help import HELP, WIDTH, Pipeline, add_example, help_
 from edadm.cli.options import FILE
 from edadm.errors import InputError
 
@@ -22,7 +22,7 @@ def _die_with_dvc() -> None:
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
-@click.group(cls=Pipeline, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Pipeline, context_settings={"help_option_names": HELP, "max_content_width": WIDTH})
 @click.option("--params", "path", type=FILE, default="params.yaml", show_default=True, help="The parameters file.")
 @click.pass_context
 def cli(context: click.Context, path: Path) -> None:

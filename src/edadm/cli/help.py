@@ -3,6 +3,7 @@
 import click
 
 WIDTH = 100
+HELP = ["-h", "--help"]
 GROUPS = {
     "Models of your own": ("quantize", "generate"),
     "From a checkpoint to images": (
@@ -16,12 +17,13 @@ GROUPS = {
         "grid",
     ),
     "From images and engines to the report": ("reference", "metrics", "latency", "tables", "ablation", "report"),
-    "Look at results": ("info", "compare", "recipe", "help"),
+    "Look at results": ("info", "compare", "recipe", "systems", "help"),
     "Train the embedded models": ("train",),
 }
 EXAMPLES = {
     "quantize": "edadm quantize my-pipeline --weights 4 --activations 8 --out my-pipeline-w4a8",
     "generate": 'edadm generate my-pipeline-w4a8 "a red boat" --seed 7 --out boat.png',
+    "download": "edadm download cifar10-ddim",
     "checkpoint": "edadm checkpoint fashion-ddim --out results/fashion-ddim/checkpoint",
     "calibrate": "edadm calibrate fashion-ddim tdac --checkpoint results/fashion-ddim/checkpoint"
     " --out results/fashion-ddim/calibration-tdac.safetensors",
@@ -50,6 +52,7 @@ EXAMPLES = {
     "compare": "edadm compare results/fashion-ddim/w8a8 results/fashion-ddim/w4a8",
     "recipe": "edadm recipe diff w4a8 w4a8-rtn",
     "recipe diff": "edadm recipe diff w4a8 w4a8-rtn",
+    "systems": "edadm systems",
     "help": "edadm help > docs/help.txt",
     "train": "edadm train fashion-ddim --out training/fashion-ddim",
 }
@@ -100,7 +103,8 @@ def text(root: click.Command) -> str:
 
 def _pages(command: click.Command, path: str, parent: click.Context | None) -> list[tuple[str, str]]:
     name = path.rpartition(" ")[2]
-    context = click.Context(command, info_name=name, parent=parent, terminal_width=WIDTH, max_content_width=WIDTH)
+    settings = {"terminal_width": WIDTH, "max_content_width": WIDTH, "help_option_names": HELP}
+    context = click.Context(command, info_name=name, parent=parent, **settings)
     pages = [(path, command.get_help(context))]
     if isinstance(command, click.Group):
         for inner in command.list_commands(context):
