@@ -27,7 +27,7 @@ def recipe(name: str, **changes: Any) -> Recipe:
     learning = {"method": "fbr", "iterations": 100 if eight else 300, "batch": 16, "bias_correction": True}
     if eight:  # there is little noise to become robust against
         learning |= {"input_mix": 1.0, "activation_drop": 0.0}
-    outer = {"weights": weights, "activations": activations, "eight_bit_full_resolution": not eight}
+    outer = {"weights": weights, "activations": activations, "eight_bit_full_resolution": 0.0 if eight else 0.05}
     inner = {entry.name for entry in fields(Reconstruction)}
     known = inner | {entry.name for entry in fields(Recipe)} - {"reconstruction"}
     for key, value in changes.items():

@@ -169,7 +169,7 @@ class Recipe(Settings):
     ranges: str = one_of("mse", "minmax", default="mse")
     reconstruction: Reconstruction = field(default_factory=Reconstruction)
     eight_bit: tuple[str, ...] = ("conv_in", "conv_out")
-    eight_bit_full_resolution: bool = False
+    eight_bit_full_resolution: float = between(0, 1, default=0.0)
     sixteen_bit_inputs: tuple[str, ...] = ("conv_in",)
     split_shortcut: bool = True
     attention: int = checked("8, or 32 (not quantized)", lambda value: value in (8, 32), default=32)

@@ -32,7 +32,7 @@ def recipe(of_unet: Recipe) -> Recipe:
     What names or finds layers of a U-Net has no meaning here, and one latent's attention stays in float.
     """
     ends = tuple(f"autoencoder.{name}" for name in ENDS)
-    unused = {"sixteen_bit_inputs": (), "split_shortcut": False, "eight_bit_full_resolution": False, "attention": 32}
+    unused = {"sixteen_bit_inputs": (), "split_shortcut": False, "eight_bit_full_resolution": 0.0, "attention": 32}
     return replace(of_unet, eight_bit=ends, **unused)
 
 

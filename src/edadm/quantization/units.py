@@ -139,7 +139,12 @@ def simulate(unet: nn.Module, inputs: tuple, recipe: Recipe) -> nn.Module:
         if missing:
             raise InputError(f"recipe.{key}: the model has no layer {', '.join(missing)}")
     splits = skip_channels(unet, inputs) if recipe.split_shortcut else {}
-    eight_bit = set(recipe.eight_bit) | (full_resolution(unet, inputs) if recipe.eight_bit_full_resolution else set())
+    eight_bit = set(recipe.eight_bit)
+    if recipe.eight_bit_full_resolution:
+        touching = full_resolution(unet, inputs)
+        weights = {name: layer.weight.numel() for name, layer in named.items()}
+        if sum(weights[name] for name in touching) <= recipe.eight_bit_full_resolution * sum(weights.values()):
+            eight_bit |= touching
     for name, layer in named.items():
         bits = 8 if name in eight_bit else recipe.weights
         input_bits = 16 if name in recipe.sixteen_bit_inputs else recipe.activations

@@ -31,8 +31,9 @@ def megabytes(value: float | None) -> str:
 
 def _eight_bit(recipe: Any) -> str:
     """Where the weights keep 8 bits."""
-    places = [*recipe.eight_bit, *(["full-resolution convolutions"] if recipe.eight_bit_full_resolution else [])]
-    return ", ".join(places) or "no layer"
+    share = recipe.eight_bit_full_resolution
+    touched = [f"full-resolution convolutions (up to {100 * share:g} % of all weights)"] if share else []
+    return ", ".join([*recipe.eight_bit, *touched]) or "no layer"
 
 
 def _recipe(recipe: Any, calibrator: str) -> dict[str, str]:
