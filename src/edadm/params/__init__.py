@@ -23,6 +23,8 @@ from edadm.params.schema import (
     MetricsParams,
     OriginalParams,
     Params,
+    PipelineParams,
+    PublishedParams,
     PublishedSystemParams,
     Recipe,
     Reconstruction,
@@ -30,6 +32,7 @@ from edadm.params.schema import (
     Run,
     SamplerParams,
     SamplingParams,
+    SystemParams,
 )
 
 __all__ = [
@@ -43,6 +46,8 @@ __all__ = [
     "MetricsParams",
     "OriginalParams",
     "Params",
+    "PipelineParams",
+    "PublishedParams",
     "PublishedSystemParams",
     "Recipe",
     "Reconstruction",
@@ -50,6 +55,7 @@ __all__ = [
     "Run",
     "SamplerParams",
     "SamplingParams",
+    "SystemParams",
     "load",
 ]
 
