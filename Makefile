@@ -7,7 +7,7 @@ BIN := .venv/bin
 # one shell line: what every command needs to find the tools of the environment
 ACTIVATE := export PATH="$(CURDIR)/$(BIN):$$PATH";
 
-.PHONY: demo test data
+.PHONY: demo test test-slow data
 
 demo: .venv/ready
 	@$(ACTIVATE) snakemake --cores $(CORES)
@@ -19,6 +19,10 @@ test: .venv/ready data
 	@$(ACTIVATE) snakefmt --check Snakefile workflow/rules
 	@$(ACTIVATE) snakemake --lint
 	@$(ACTIVATE) python -m pytest -q
+
+# a published system at full size: minutes and gigabytes
+test-slow: .venv/ready data
+	@$(ACTIVATE) python -m pytest -q -m slow
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

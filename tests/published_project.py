@@ -1,18 +1,23 @@
 """A project whose published systems are narrow originals on a local server: the same formats, few channels."""
 
 import hashlib
+import io
 import json
 import shutil
+import tarfile
 import zipfile
 from functools import partial
 from pathlib import Path
 from string import ascii_lowercase
 
+import numpy as np
 import originals
 import torch
 import yaml
 from fileserver import FileServer
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
+from edadm.evaluation import real_images
 from edadm.systems.originals.architectures import Widths
 from edadm.systems.originals.parts import parts
 
@@ -56,6 +61,35 @@ def stable_diffusion(folder: Path) -> Path:
     return originals.write("coco-sd14", folder, state)
 
 
+class _Blank(FeatureExtractorInceptionV3):
+    """Inception with torch's initial weights."""
+
+    def load_state_dict(self, *_: object, **__: object) -> None:
+        pass
+
+
+def untrained_inception(path: Path) -> Path:
+    """A file of Inception's weights in the true format, random, with features that spread."""
+    torch.save({}, path)
+    torch.manual_seed(0)
+    state = _Blank("blank", ["2048"], feature_extractor_weights_path=str(path)).state_dict()
+    state = {name: each * 2.5 if name.endswith("conv.weight") else each for name, each in state.items()}
+    torch.save(state, path)
+    return path
+
+
+def cifar_archive(path: Path, images: np.ndarray) -> Path:
+    """CIFAR-10's binary archive of images (5k, 32, 32, 3)."""
+    with tarfile.open(path, "w:gz") as archive:
+        for number, part in enumerate(np.split(images, 5), 1):
+            rows = part.transpose(0, 3, 1, 2).reshape(len(part), -1)
+            content = np.concatenate([np.full((len(part), 1), 7, np.uint8), rows], 1).tobytes()
+            info = tarfile.TarInfo(real_images.CIFAR.format(number))
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
 def _served(server: FileServer, description: dict, path: Path) -> None:
     """Serve ``path`` in the place of a described file, zipped where that one is."""
     if description.get("member"):
@@ -86,6 +120,12 @@ def write(folder: Path, server: FileServer) -> dict:
         settings["sampler"]["steps"] = 4
         settings["calibration"] |= {"samples": 6, "batch": 4}
         settings["sampling"] |= {"seed": 10, "batch": 2, "shard": 2, "images": {"demo": 3, "full": 3}}
+    inception = params["published"]["tools"]["inception"]
+    _served(server, inception, untrained_inception(folder / "served" / "inception.pth"))
+    cifar = params["published"]["systems"]["cifar10-ddim"]
+    cifar["sampling"]["images"]["demo"] = 10  # enough for every measure
+    images = np.random.default_rng(0).integers(0, 256, (10, 32, 32, 3), dtype=np.uint8)
+    _served(server, cifar["reference"]["file"], cifar_archive(folder / "served" / "cifar.tar.gz", images))
     for recipe in params["variants"].values():
         recipe.setdefault("reconstruction", {}).update({"iterations": 1, "batch": 2})
     params["engine"]["threads"] = 1

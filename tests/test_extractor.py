@@ -137,7 +137,7 @@ def test_bad_weights_are_one_line(weights, tmp_path):
 
 
 def test_unknown_extractor(weights):
-    with pytest.raises(InputError, match="unknown extractor 'inception'; known: garment-classifier"):
-        create("inception", weights)
+    with pytest.raises(InputError, match="unknown extractor 'vgg'; known: garment-classifier, inception"):
+        create("vgg", weights)
     with pytest.raises(InputError, match="unknown extractor"):
-        weights_sha256("inception", weights)
+        weights_sha256("vgg", weights)

@@ -10,6 +10,7 @@ import numpy as np
 import published_project
 import pytest
 import torch
+from evaluation_helpers import write_samples
 from fileserver import FileServer, serving
 from safetensors.torch import load_file
 from torch import nn
@@ -96,6 +97,22 @@ def test_from_a_url_to_images(project: Path, kind: str) -> None:
     loaded = system.load(of_system / "checkpoint")
     if drawn.captions is not None:
         assert drawn.captions.tolist() == loaded.prompts(range(10, 13))
+
+
+def test_quality_from_a_url_to_numbers(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Inception in its true file format with random weights, CIFAR-10's archive with few images."""
+    samples = project / "measured"
+    images = np.random.default_rng(1).integers(0, 256, (10, 32, 32, 3), dtype=np.uint8)
+    write_samples(samples, images, 4, seed=10)
+    reference, out = project / "reference.npz", project / "metrics.json"
+    assert call("reference", "cifar10-ddim", "--out", str(reference)) == 0
+    given = ("--samples", str(samples), "--fp32", str(samples), "--reference", str(reference), "--out", str(out))
+    assert call("metrics", "cifar10-ddim", "w4a8", *given) == 0
+    measured = json.loads(out.read_text())
+    assert measured["n"] == 10 and measured["fid"] > 0 and measured["extractor"] == "inception"
+    assert measured["extractor_sha256"] == params.load("params.yaml").published.tools["inception"].sha256
+    missing = refused(capsys, "reference", "bedroom-ldm4", "--out", str(project / "none.npz"))
+    assert "no real images of bedroom-ldm4" in missing and "docs/published-systems.md" in missing
 
 
 def test_formats_are_those_of_the_converters() -> None:

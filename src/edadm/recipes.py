@@ -51,7 +51,8 @@ def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
 
 def calibrators(params: Params, variant: str) -> tuple[str, ...]:
     """The calibrators that ``variant`` is used with, in runs and in the ablation."""
-    used = [run.calibrator for run in params.runs.values() if run.variant == variant]
+    runs = {**params.runs, **params.published.runs}.values()
+    used = [run.calibrator for run in runs if variant == (run.recipe or run.variant)]
     used += [calibrator for name, calibrator in params.ablation.variants.items() if name == variant]
     return tuple(dict.fromkeys(used))
 

@@ -5,8 +5,11 @@ from pathlib import Path
 import click
 
 from edadm.cli.options import DEVICE, FILE, FOLDER, PROTOCOL, SEED, with_params
+from edadm.errors import InputError
 from edadm.files import write_json
 from edadm.params import Params
+
+PUBLISHED = click.option("--published", is_flag=True, help="Of the published systems instead of the embedded ones.")
 
 
 @click.command()
@@ -14,10 +17,27 @@ from edadm.params import Params
 @click.option("--out", type=FILE, required=True)
 @with_params
 def reference(params: Params, system: str, out: Path) -> None:
-    """Bring the statistics of a SYSTEM's real images to OUT, once they fit its feature extractor."""
-    from edadm.evaluation.reference import fetch
+    """Bring the statistics of a SYSTEM's real images to OUT, once they fit its feature extractor.
 
-    fetch(params.system(system).reference, out)
+    Those of a published system are taken here: from its file of images, downloaded unless it is there, or from a folder
+    of the user's own.
+    """
+    from edadm.evaluation import reference as references
+    from edadm.params import ImagesParams
+    from edadm.systems import download
+
+    settings = params.system(system).reference
+    if not isinstance(settings, ImagesParams):
+        references.fetch(settings, out)
+        return
+    if settings.file is None and not Path(settings.images).exists():
+        raise InputError(
+            f"{settings.images}: no real images of {system} there; docs/published-systems.md says where they come from "
+            "and what to do with them"
+        )
+    weights = download.fetch(params.published.tools[settings.extractor])
+    images = Path(settings.images) if settings.file is None else download.fetch(settings.file)
+    references.build_streamed(images, settings.size, out, settings.extractor, weights)
 
 
 @click.command()
@@ -26,6 +46,7 @@ def reference(params: Params, system: str, out: Path) -> None:
 @click.option("--samples", type=FOLDER, required=True)
 @click.option("--fp32", type=FOLDER, required=True, help="The full-precision samples of the same seeds.")
 @click.option("--reference", "reference_file", type=FILE, required=True)
+@click.option("--checkpoint", "folder", type=FOLDER, help="Of a text-conditional system: has CLIP's tokenizer.")
 @click.option("--protocol", type=PROTOCOL, default="demo", show_default=True)
 @click.option("--seed", type=SEED, help="Seed of the first image, instead of sampling.seed of params.yaml.")
 @click.option("--out", type=FILE, required=True)
@@ -37,23 +58,38 @@ def metrics(
     samples: Path,
     fp32: Path,
     reference_file: Path,
+    folder: Path | None,
     protocol: str,
     seed: int | None,
     out: Path,
 ) -> None:
-    """Measure the quality of a VARIANT's samples: FID, sFID, IS, KID, precision and recall, distance to fp32."""
+    """Measure the quality of a VARIANT's samples: FID, sFID, IS, KID, precision and recall, distance to fp32.
+
+    Samples with captions have the CLIP score too.
+    """
     from edadm.evaluation.metrics import measure
+    from edadm.params import ImagesParams
+    from edadm.systems import download
 
     settings = params.system(system)
+    published = isinstance(settings.reference, ImagesParams)
+    tools = params.published.tools
+    scorer = None
+    if folder is not None and (folder / "tokenizer").is_dir():
+        from edadm.evaluation.clip_score import ClipScore
+
+        scorer = ClipScore(download.fetch(tools["clip"]), folder / "tokenizer")
     start = settings.sampling.seed if seed is None else seed
     measured = measure(
         samples,
         fp32,
         reference_file,
         settings.reference.extractor,
-        Path(settings.reference.statistics).parent,
+        download.fetch(tools["inception"]) if published else Path(settings.reference.statistics).parent,
         params.metrics,
         range(start, start + settings.sampling.images[protocol]),
+        settings.reference.size if published else None,
+        scorer,
     )
     write_json(out, {"system": system, "variant": variant, "protocol": protocol, **measured})
 
@@ -70,7 +106,8 @@ def latency(params: Params, system: str, device: str, folder: Path, results: Pat
     from edadm.evaluation.latency import measure
 
     params.system(system)
-    variants = [run.variant for run in params.runs.values() if run.system == system]
+    runs = {**params.runs, **params.published.runs}.values()
+    variants = [run.variant for run in runs if run.system == system]
     engines = {variant: results / system / variant / f"engine-{device}" for variant in variants}
     write_json(out, measure(system, folder, engines, params.latency, params.engine))
 
@@ -78,13 +115,14 @@ def latency(params: Params, system: str, device: str, folder: Path, results: Pat
 @click.command()
 @click.option("--results", type=FOLDER, default="results", show_default=True)
 @click.option("--protocol", type=PROTOCOL, default="demo", show_default=True)
+@PUBLISHED
 @click.option("--out", type=FOLDER, required=True)
 @with_params
-def tables(params: Params, results: Path, protocol: str, out: Path) -> None:
+def tables(params: Params, results: Path, protocol: str, published: bool, out: Path) -> None:
     """Gather what was measured into CSV tables."""
     from edadm.report import tables as writer
 
-    writer.write(params, results, out, protocol)
+    writer.write(params.of_published() if published else params, results, out, protocol)
 
 
 @click.command()
@@ -100,10 +138,14 @@ def ablation(params: Params, results: Path, out: Path) -> None:
 
 @click.command()
 @click.option("--results", type=FOLDER, default="results", show_default=True)
+@PUBLISHED
 @click.option("--out", type=FILE, required=True)
 @with_params
-def report(params: Params, results: Path, out: Path) -> None:
-    """Write the page with galleries, tables and plots: one file, readable without a network."""
+def report(params: Params, results: Path, published: bool, out: Path) -> None:
+    """Write the page with galleries, tables and plots: one file, readable without a network.
+
+    That of the published systems has the numbers that others published beside what was measured here so far.
+    """
     from edadm.report import page
 
-    page.write(params, results, out)
+    page.write(params.of_published() if published else params, results, out, published)

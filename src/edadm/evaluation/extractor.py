@@ -18,6 +18,7 @@ from torch_fidelity.utils import create_feature_extractor
 from edadm import files
 from edadm.errors import InputError
 from edadm.evaluation.garment_classifier import GarmentClassifier, to_float
+from edadm.evaluation.inception import FeatureExtractorInception
 
 
 class FeatureExtractorGarments(FeatureExtractorBase):
@@ -83,7 +84,10 @@ class FeatureExtractorGarments(FeatureExtractorBase):
         return torch.zeros(1, 1, 32, 32, dtype=torch.uint8)
 
 
-EXTRACTORS: dict[str, type[FeatureExtractorBase]] = {"garment-classifier": FeatureExtractorGarments}
+EXTRACTORS: dict[str, type[FeatureExtractorBase]] = {
+    "garment-classifier": FeatureExtractorGarments,
+    "inception": FeatureExtractorInception,
+}
 
 for _name, _class in EXTRACTORS.items():
     register_feature_extractor(_name, _class)
@@ -96,7 +100,7 @@ def _known(name: str) -> type[FeatureExtractorBase]:
 
 
 def create(name: str, folder: Path) -> FeatureExtractorBase:
-    """Extractor ``name`` on the CPU with the weights in ``folder``, giving all that the metrics need.
+    """Extractor ``name`` on the CPU with the weights in ``folder`` (or that file), giving all that the metrics need.
 
     Raises InputError for an unknown name and for missing or wrong weights.
     """
@@ -109,7 +113,7 @@ def create(name: str, folder: Path) -> FeatureExtractorBase:
 
 def weights_sha256(name: str, folder: Path) -> str:
     """SHA-256 of the weights file that ``create(name, folder)`` loads."""
-    path = Path(folder) / _known(name).WEIGHTS
+    path = Path(folder) if Path(folder).is_file() else Path(folder) / _known(name).WEIGHTS
     if not path.is_file():
         raise InputError(f"{name}: no weights at {path}; `edadm train {name}` makes them")
     return files.sha256(path)

@@ -5,6 +5,7 @@ are rounded to 6 significant digits: with batches of a fixed size and fixed seed
 still move lies far below that, so equal samples give equal bytes.
 """
 
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from edadm.evaluation import extractor as extractors
 from edadm.evaluation import reference as references
 from edadm.evaluation import samples as shards
 from edadm.evaluation.features import BATCH, Collector, Features, Statistics, extract, in_batches, of_batch
+from edadm.evaluation.real_images import resized
 from edadm.params import MetricsParams
 
 PSNR_CAP = 100.0  # dB that an image identical to its full-precision twin counts as, when others differ
@@ -119,6 +121,8 @@ def measure(
     weights: Path,
     settings: MetricsParams,
     seeds: range,
+    size: int | None = None,
+    scorer: Callable[[np.ndarray, list[str]], Tensor] | None = None,
 ) -> dict:
     """The content of ``metrics.json``, but for the names of what was measured.
 
@@ -129,6 +133,8 @@ def measure(
     counts as 100 dB; it is None (null) when all are identical. ``ssim_fp32`` is the mean SSIM,
     ``feature_distance_fp32`` the mean Euclidean distance of pooled features of length one (0 to 2). Samples with labels
     have ``class_accuracy`` too, the share of images that the extractor takes for what they were asked to be.
+    With a ``size`` images are brought to it, as the real ones were, before their features are taken. A ``scorer`` of
+    (images, captions) gives samples with captions their ``clip_score``, a mean.
     Raises InputError for bad samples, for references of another extractor and for too few images.
     """
     statistics = references.load(reference)
@@ -137,17 +143,23 @@ def measure(
     if ours.shape != twins.shape:
         raise InputError(f"{samples}: images of {ours.shape}, but those of {fp32} are {twins.shape}")
     network = extractors.create(extractor, weights)
-    collector, pairs = Collector(), _Pairs()
+    collector, pairs, scores = Collector(), _Pairs(), []
+    scorer = None if ours.captions is None else scorer
     for images, twin in zip(shards.batches(ours, BATCH), shards.batches(twins, BATCH), strict=True):
-        found = of_batch(network, images)
+        found = of_batch(network, resized(images, size))
+        if scorer is not None:
+            captions = ours.captions[len(scores) : len(scores) + len(images)].tolist()
+            scores += scorer(images, captions).tolist()
         collector.add(found)
         # so that full precision against itself costs nothing more
         same = np.array_equal(images, twin)
-        pairs.add(images, twin, found["fid"], found["fid"] if same else of_batch(network, twin)["fid"])
+        pairs.add(images, twin, found["fid"], found["fid"] if same else of_batch(network, resized(twin, size))["fid"])
     features = collector.features()
     quality = against_reference(features, statistics, settings)
     shares = {name: quality.pop(name) for name in ("confident_share", "class_shares")}
-    if ours.labels is not None:
+    if scorer is not None:
+        shares["clip_score"] = _rounded(np.mean(scores))
+    if ours.labels is not None and features.logits.shape[1] > ours.labels.max():
         shares["class_accuracy"] = _rounded((features.logits.argmax(1).numpy() == ours.labels).mean())
     return {
         "n": len(seeds),

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from edadm import files
 from edadm.errors import InputError
-from edadm.evaluation import archive
+from edadm.evaluation import archive, real_images
 from edadm.evaluation import extractor as extractors
-from edadm.evaluation.features import Statistics, extract, in_batches
+from edadm.evaluation.features import BATCH, Moments, Statistics, extract, in_batches, of_batch
 from edadm.params import ReferenceParams
 
 KEYS = ("mu", "sigma", "mu_s", "sigma_s", "features", "extractor", "extractor_sha256", "images_sha256", "n")
@@ -50,19 +51,54 @@ def build(images: np.ndarray, out: Path, extractor: str, weights: Path, kept: in
     found = extract(extractors.create(extractor, weights), in_batches(images))
     kept = min(kept, len(images))
     rows = np.arange(kept) * len(images) // kept
-    arrays = {
-        "mu": found.statistics.mu,
-        "sigma": found.statistics.sigma,
-        "mu_s": found.statistics_spatial.mu,
-        "sigma_s": found.statistics_spatial.sigma,
-        "features": found.pooled.numpy()[rows].astype(np.float16),
-        "extractor": np.array(extractor),
-        "extractor_sha256": np.array(extractors.weights_sha256(extractor, weights)),
-        "images_sha256": np.array(_images_sha256(images)),
-        "n": np.array(len(images)),
-    }
+    features = found.pooled.numpy()[rows].astype(np.float16)
+    arrays = _arrays(found.statistics, found.statistics_spatial, features)
+    arrays |= _origin(extractor, weights, _images_sha256(images), len(images))
     archive.write(out, arrays, compressed=True)
     return load(out)
+
+
+def build_streamed(
+    images: Path, size: int | None, out: Path, extractor: str, weights: Path, kept: int = 10_000
+) -> Reference:
+    """The same of the images at ``images`` (see ``real_images``), however many: only ``kept`` rows stay in memory.
+
+    Which rows are kept is drawn as they come (reservoir sampling, Vitter 1985, a fixed seed), since their number is
+    known only at the end. InputError for fewer than two images.
+    """
+    network = extractors.create(extractor, weights)
+    pooled, spatial, digest = Moments(), Moments(), real_images.Digest()
+    rows, draw = [], np.random.default_rng(0)
+    for batch in tqdm(real_images.batches(images, size, BATCH), desc=f"reference: {images.name}", unit="batch"):
+        found = of_batch(network, batch)
+        pooled.add(found["fid"].numpy())
+        spatial.add(found["sfid"].numpy())
+        for index, row in enumerate(found["fid"].numpy().astype(np.float16), digest.n):
+            if index < kept:
+                rows.append(row)
+            elif (place := int(draw.integers(index + 1))) < kept:
+                rows[place] = row
+        digest.add(batch)
+    if digest.n < 2:
+        raise InputError(f"{images}: one image has no statistics")
+    arrays = _arrays(pooled.statistics(), spatial.statistics(), np.stack(rows))
+    archive.write(out, arrays | _origin(extractor, weights, digest.hex(), digest.n), compressed=True)
+    return load(out)
+
+
+def _arrays(pooled: Statistics, spatial: Statistics, features: np.ndarray) -> dict[str, np.ndarray]:
+    moments = {"mu": pooled.mu, "sigma": pooled.sigma, "mu_s": spatial.mu, "sigma_s": spatial.sigma}
+    return moments | {"features": features}
+
+
+def _origin(extractor: str, weights: Path, images_sha256: str, n: int) -> dict[str, np.ndarray]:
+    """What statistics were made of."""
+    return {
+        "extractor": np.array(extractor),
+        "extractor_sha256": np.array(extractors.weights_sha256(extractor, weights)),
+        "images_sha256": np.array(images_sha256),
+        "n": np.array(n),
+    }
 
 
 def load(path: Path) -> Reference:
@@ -83,10 +119,8 @@ def check_extractor(path: Path, reference: Reference, extractor: str, weights: P
     if reference.extractor != extractor:
         raise InputError(f"{path}: made by extractor {reference.extractor!r}, but {extractor!r} is asked for")
     if reference.extractor_sha256 != extractors.weights_sha256(extractor, weights):
-        raise InputError(
-            f"{path}: made with other weights than those in {weights} (SHA-256 differs); "
-            f"`edadm train {extractor}` writes both"
-        )
+        hint = f"`edadm train {extractor}` writes both" if extractor == "garment-classifier" else "make it again"
+        raise InputError(f"{path}: made with other weights than those in {weights} (SHA-256 differs); {hint}")
 
 
 def fetch(settings: ReferenceParams, out: Path) -> Reference:

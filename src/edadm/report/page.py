@@ -1,6 +1,7 @@
 """``report.html``: everything about the listed runs on one page that needs no other file and no network."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -10,7 +11,9 @@ from markupsafe import Markup
 
 from edadm.errors import InputError
 from edadm.files import atomic_write, read_json
+from edadm.params import PublishedSystemParams
 from edadm.report import plots, tables
+from edadm.report import published as published_numbers
 from edadm.report.gallery import gallery
 
 # of the held-out real images: what a generator that draws from the true distribution would get
@@ -81,11 +84,10 @@ def _units(path: Path) -> list[plots.Unit]:
     return [unit for _, unit in sorted(units.items())]
 
 
-def _reconstruction(params: Any, folder: Path, system: str, variants: list[str]) -> dict[str, Any]:
+def _reconstruction(folder: Path, system: str, recipes: dict[str, Any]) -> dict[str, Any]:
     """Plots and key figures for each variant that learned, and why the others have none."""
     shown, nearest, missing = [], [], []
-    for variant in variants:
-        recipe = params.variants[variant]
+    for variant, recipe in recipes.items():
         path = folder / variant / "quantized" / "losses.csv"
         if recipe.weights == 32:
             continue
@@ -165,6 +167,21 @@ def _versions(metrics: dict[str, dict[str, Any]]) -> dict[str, str]:
     return {tool: " and ".join(versions) for tool, versions in sorted(found.items())}
 
 
+def _sources(settings: Any) -> dict[str, str]:
+    """Where the checkpoint and the real images come from, in words."""
+    checkpoint, reference = settings.checkpoint, settings.reference
+    if isinstance(settings, PublishedSystemParams):
+        files = (f"{file.name} from {file.sources[0]}" for file in checkpoint.files.values())
+        return {
+            "checkpoint": ", ".join(files),
+            "reference": reference.file.sources[0] if reference.file else reference.images,
+        }
+    return {
+        "checkpoint": f"{checkpoint.source}, SHA-256 of its weights {checkpoint.sha256}",
+        "reference": reference.statistics,
+    }
+
+
 def _system(params: Any, results: Path, name: str, rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Everything that the template shows of one system; ``rows`` are the tables' rows, all systems'."""
     folder = results / name
@@ -184,22 +201,24 @@ def _system(params: Any, results: Path, name: str, rows: dict[str, list[dict[str
     speed = _speed(own["latency"])
     # the smallest batch is the chart a reader meets first, so the key figures come from it too
     first = {row["configuration"]: row for row in speed[0]["rows"]} if speed else {}
-    recipes = {run.variant: _recipe(params.variants[run.variant], run.calibrator) for run in runs}
+    settings = {run.variant: params.recipe(run) for run in runs}
+    recipes = {run.variant: _recipe(settings[run.variant], run.calibrator) for run in runs}
     highlights = [
         {
             "variant": row["variant"],
-            "recipe": params.variants[row["variant"]],
+            "recipe": settings[row["variant"]],
             "rounding": recipes[row["variant"]]["Rounding"],
             "fid_ratio": row["fid_ratio"],
             "smaller": sizes.get(row["variant"], {}).get("times_smaller"),
             "faster": first.get(f"edadm-{row['variant']}", {}).get("speedup_vs_eager"),
         }
         for row in own["quality"]
-        if params.variants[row["variant"]].weights < 32
+        if settings[row["variant"]].weights < 32
     ]
     return {
         "name": name,
         "settings": params.systems[name],
+        "sources": _sources(params.systems[name]),
         "variants": variants,
         "recipes": recipes,
         "recipe_labels": list(dict.fromkeys(label for recipe in recipes.values() for label in recipe)),
@@ -213,17 +232,23 @@ def _system(params: Any, results: Path, name: str, rows: dict[str, list[dict[str
         "exactness": own["exactness"],
         "speed": speed,
         "calibrations": _calibrations(folder, name, list(dict.fromkeys(run.calibrator for run in runs))),
-        "reconstruction": _reconstruction(params, folder, name, variants),
+        "reconstruction": _reconstruction(folder, name, settings),
     }
 
 
-def write(params: Any, results: Path, out: Path) -> None:
+def write(params: Any, results: Path, out: Path, published: bool = False) -> None:
     """Write the page about the runs that ``params`` lists, from the files under ``results``, to ``out``.
 
     What was not measured yet is named on the page; InputError when a listed run has no metrics at all. The same
-    inputs give the same bytes.
+    inputs give the same bytes. With ``published``, ``params`` are those of the published runs: the page has only the
+    runs that were measured, and the numbers that others published.
     """
     results = Path(results)
+    others = published_numbers.beside(params, results) if published else []
+    if published:
+        params = replace(
+            params, runs={key: run for key, run in params.runs.items() if tables.has_metrics(run, results)}
+        )
     rows = {
         "quality": tables.quality(params, results),
         "size": tables.size(params, results),
@@ -241,4 +266,5 @@ def write(params: Any, results: Path, out: Path) -> None:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "megabytes": megabytes}
-    atomic_write(Path(out), environment.get_template("page.html.jinja").render(systems=systems))
+    page = environment.get_template("page.html.jinja").render(systems=systems, published=others)
+    atomic_write(Path(out), page)

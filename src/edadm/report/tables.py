@@ -25,6 +25,7 @@ MEASURES = (
     "feature_distance_fp32",
     "confident_share",
 )
+CONDITIONAL = ("class_accuracy", "clip_score")  # of systems with classes, with captions
 QUALITY = ("run", "system", "variant", "n", "fid", "fid_ratio", *MEASURES[2:], "class_accuracy")
 SIZES = ("fp32_bytes", "quantized_file_bytes", "payload_bytes", "arithmetic_bytes", "engine_bytes")
 AUTOENCODER_SIZES = {"vae_fp32_bytes": "fp32_bytes", "vae_file_bytes": "quantized_file_bytes"}
@@ -52,16 +53,22 @@ def ratio(value: float | None, base: float | None) -> float | None:
     return value / base if value is not None and base else None
 
 
+def has_metrics(run: Any, results: Path) -> bool:
+    """Whether a run was measured."""
+    return (results / run.system / run.variant / METRICS_FILE["demo"]).exists()
+
+
 def quality(params: Any, results: Path, protocol: str = "demo") -> list[dict[str, Any]]:
     """A row per listed run, with the columns ``QUALITY``; InputError when a run has no metrics yet.
 
-    ``fid_ratio`` is None where the system has no fp32 run in the list, ``class_accuracy`` where it has no classes.
+    ``fid_ratio`` is None where the system has no fp32 run in the list, ``class_accuracy`` and
+    ``clip_score`` where it has no classes or captions.
     """
     rows = []
     for name, run in params.runs.items():
         path = results / run.system / run.variant / METRICS_FILE[protocol]
         content = read_json(path)
-        measures = pick(content, MEASURES, path) | {"class_accuracy": content.get("class_accuracy")}
+        measures = pick(content, MEASURES, path) | {name: content.get(name) for name in CONDITIONAL}
         rows.append({"run": name, "system": run.system, "variant": run.variant, **measures})
     fp32 = {row["system"]: row["fid"] for row in rows if row["variant"] == "fp32"}
     for row in rows:
@@ -102,7 +109,7 @@ def exactness(params: Any, results: Path) -> list[dict[str, Any]]:
     rows = []
     for run in params.runs.values():
         path = results / run.system / run.variant / "verification.json"
-        if params.variants[run.variant].weights < 32 and path.exists():
+        if params.recipe(run).weights < 32 and path.exists():
             content = read_json(path)
             for network, found in {"unet": content, "vae": content.get("vae")}.items():
                 if found is not None:
@@ -134,6 +141,12 @@ def latency(params: Any, results: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _quality_csv(rows: list[dict[str, Any]]) -> str:
+    """The table of ``quality``; only systems with captions have a column for the CLIP score."""
+    captioned = any(row["clip_score"] is not None for row in rows)
+    return as_csv((*QUALITY, "clip_score") if captioned else QUALITY, rows)
+
+
 def _cell(value: Any) -> str:
     # six digits are more than any of these measurements carries, and spare readers 0.30000000000000004
     if isinstance(value, float):
@@ -160,10 +173,10 @@ def write(params: Any, results: Path, out: Path, protocol: str = "demo") -> None
         raise InputError(f"protocol: {protocol!r} is not one of {', '.join(METRICS_FILE)}")
     results, out = Path(results), Path(out)
     if protocol == "full":
-        files = {"quality-full.csv": as_csv(QUALITY, quality(params, results, protocol))}
+        files = {"quality-full.csv": _quality_csv(quality(params, results, protocol))}
     else:
         files = {
-            "quality.csv": as_csv(QUALITY, quality(params, results)),
+            "quality.csv": _quality_csv(quality(params, results)),
             "size.csv": as_csv(SIZE, size(params, results)),
             "exactness.csv": as_csv(EXACTNESS, exactness(params, results)),
             "latency.csv": as_csv(LATENCY, latency(params, results)),

@@ -1,8 +1,8 @@
 """The networks of the five published systems as diffusers configurations (configuration files of each paper's code).
 
 Their widths are not fixed here: the weights say them, so that a narrow copy of an original (as the tests use) is read
-like the original. Group norms have 32 groups, Bedroom's heads 32 channels, Church and Stable Diffusion 8 heads; a
-copy too narrow for that takes the greatest common divisor.
+like the original. Group norms have 32 groups, Bedroom's heads 32 channels, Church and Stable Diffusion 8 heads; a copy
+too narrow for that takes the greatest common divisor, but no heads of one channel.
 """
 
 from collections.abc import Mapping
@@ -92,7 +92,7 @@ def _unet(kind: str, widths: Widths, side: int) -> dict[str, Any]:
         settings = {"attention_head_dim": gcd(32, channels)}
         return shared | resolutions(1, 2, 3, 4) | _blocks("Attn", ".AAA") | latents(3) | settings
     if kind == "church-ldm8":
-        heads = gcd(8, channels)
+        heads = gcd(8, channels // 2)
         settings = {"downsample_type": "resnet", "upsample_type": "resnet", "resnet_time_scale_shift": "scale_shift"}
         settings |= {"attn_norm_num_groups": gcd(32, channels), "attention_head_dim": channels // heads}
         blocks = _blocks("Attn", "AAAA.")
@@ -103,7 +103,7 @@ def _unet(kind: str, widths: Widths, side: int) -> dict[str, Any]:
     if kind == "imagenet-ldm4":
         settings |= {"attention_head_dim": 1}  # heads, as diffusers counts them in this class
         return shared | resolutions(1, 2, 3, 5) | _blocks("CrossAttn", ".AAA") | latents(3) | settings
-    settings |= {"attention_head_dim": gcd(8, channels)}
+    settings |= {"attention_head_dim": gcd(8, channels // 2)}
     return shared | resolutions(1, 2, 4, 4) | _blocks("CrossAttn", "AAA.") | latents(4) | settings
 
 

@@ -1,0 +1,92 @@
+"""A published system at full size through every stage, with random weights: does it fit, and into how much memory?
+
+    python benchmarks/full_size.py church-ldm8 --bits 4
+
+Runs the commands checkpoint --random, calibrate, reconstruct (min-max, rounding to nearest), deploy and sample, each in
+a process of its own, with one image and one step. Prints each stage's peak memory and what it wrote, and with --out
+adds them to a CSV file. The system's own params.yaml is not touched.
+"""
+
+import argparse
+import csv
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parent.parent
+VARIANT = "proof"
+COLUMNS = ("system", "bits", "stage", "peak_mib", "written_mb")
+
+
+def settings(system: str, bits: int) -> dict:
+    """The project's parameters with one image, one step and a recipe without learning."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    own = params["published"]["systems"][system]
+    own["sampler"]["steps"] = 1
+    own["calibration"] |= {"samples": 1, "batch": 1}
+    own["sampling"] |= {"batch": 1, "shard": 1, "images": {"demo": 1, "full": 1}}
+    recipe = {"weights": bits, "activations": 8, "ranges": "minmax", "sixteen_bit_inputs": [], "attention": 8}
+    params["variants"][VARIANT] = recipe | {"reconstruction": {"method": "none"}}
+    return params
+
+
+def run(*words: str) -> int:
+    """Run a command of edadm; its peak memory in MiB."""
+    child = os.posix_spawn(
+        sys.executable, [sys.executable, "-c", "from edadm.cli import main; main()", *words], os.environ
+    )
+    _, status, usage = os.wait4(child, 0)
+    if status:
+        sys.exit(f"edadm {' '.join(words)} failed")
+    return usage.ru_maxrss // 1024
+
+
+def stages(system: str) -> dict[str, tuple[tuple[str, ...], str]]:
+    """Each stage's command and what it writes."""
+    checkpoint, calibration = ("--checkpoint", "checkpoint"), "calibration.safetensors"
+    made = (*checkpoint, "--calibration", calibration, "--scratch", "scratch")
+    drawing = ("--engine", "engine", *checkpoint, "--scratch", "scratch", "--out", "samples")
+    return {
+        "checkpoint": (("checkpoint", system, "--random", "--out", "checkpoint"), "checkpoint"),
+        "calibration": (("calibrate", system, "tdac", *checkpoint, "--out", calibration), calibration),
+        "reconstruction": (("reconstruct", system, VARIANT, *made, "--out", "quantized"), "quantized"),
+        "deployment": (("deploy", "--quantized", "quantized", "--out", "engine"), "engine"),
+        "samples": (("sample", system, *drawing), "samples"),
+    }
+
+
+def written(path: Path) -> float:
+    """MB (10⁶ bytes) of a file or folder."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file()) / 1e6
+
+
+def main() -> None:
+    """Run the stages in a temporary folder."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("system")
+    parser.add_argument("--bits", type=int, default=8)
+    parser.add_argument("--out", type=Path, help="a CSV file to add the rows to")
+    words = parser.parse_args()
+    out = words.out and words.out.resolve()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        Path("params.yaml").write_text(yaml.safe_dump(settings(words.system, words.bits)))
+        rows = []
+        for stage, (command, result) in stages(words.system).items():
+            peak = run(*command)
+            rows.append((words.system, words.bits, stage, peak, f"{written(Path(result)):.2f}"))
+            print(*rows[-1], sep="\t", flush=True)
+        os.chdir(ROOT)
+    if out:
+        new = not out.exists()
+        with out.open("a", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerows([COLUMNS, *rows] if new else rows)
+
+
+if __name__ == "__main__":
+    main()
