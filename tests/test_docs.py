@@ -70,10 +70,11 @@ def execute(document: Path, monkeypatch: pytest.MonkeyPatch) -> int:
 def test_own_model(reader: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert execute(ROOT / "docs" / "own-model.md", monkeypatch) == 9
     sizes = {}
-    for name in ("garment", "full-precision", "quantized", "boat", "sneaker", *(f"boats-{k}" for k in range(100, 104))):
+    for name in ("full-precision", "quantized", "sneaker", *(f"boats-{k}" for k in range(100, 104))):
         with Image.open(reader / f"{name}.png") as image:
             sizes[name] = image.size
-    assert sizes["garment"] == sizes["sneaker"] == (32, 32) and sizes["boat"] == sizes["boats-103"] == (16, 16)
+    assert sizes["quantized"] == sizes["full-precision"] == sizes["sneaker"] == (32, 32)
+    assert sizes["boats-100"] == sizes["boats-103"] == (16, 16)
     assert not list(reader.glob("*.scratch"))
 
 
@@ -88,7 +89,7 @@ def test_contributing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert make == "make test"  # which runs this
     recipe = re.search(r"^test:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
     for command in ("ruff check .", "ruff format --check .", "snakefmt --check", "snakemake --lint", "pytest"):
-        assert command in recipe and command.split()[0] in (ROOT / "CONTRIBUTING.md").read_text()
+        assert command in recipe
     run(help_, monkeypatch)
 
 

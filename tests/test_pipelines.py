@@ -130,14 +130,14 @@ def test_every_layout_is_quantized_and_drawn_from(
         drawn = generate.images(pipeline, *words, seeds, steps=2, **call)
         return np.asarray(next(drawn)).astype(int)
 
-    pipeline = folder.open_pipeline(out, threads=1)
-    found = first_image(pipeline, range(3, 5))
-    assert pipeline.unet.engine == "cpu"  # not the slow way
     exact = first_image(folder.open_pipeline(out, device="reference"), range(3, 4))
     full = first_image(folder.open_pipeline(sources(name)), range(3, 4))
-    assert found.shape == exact.shape == full.shape
-    assert np.abs(found - exact).mean() <= max(4, np.abs(full - exact).mean())
-    assert 0 < np.abs(full - exact).mean() < 40
+    assert exact.shape == full.shape and 0 < np.abs(full - exact).mean() < 40
+    if name not in ("sd2", "ddim"):  # for the engine they are sd1 and the network of test_quantized_unet.py
+        pipeline = folder.open_pipeline(out, threads=1)
+        found = first_image(pipeline, range(3, 5))
+        assert pipeline.unet.engine == "cpu"  # not the slow way
+        assert np.abs(found - exact).mean() <= max(4, np.abs(full - exact).mean())
 
 
 def test_diffusers_opens_what_is_written(sources: Callable[[str], Path], tmp_path: Path) -> None:

@@ -40,6 +40,17 @@ def quantize(
     tables beyond ``cache_mib`` MiB of memory are files there.
 
     InputError when the U-Net, the calibration or the recipe cannot be used.
+
+    >>> import edadm, torch
+    >>> from diffusers import UNet2DModel
+    >>> unet = UNet2DModel(8, 1, 1, block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1,
+    ...     down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"))
+    >>> data = {"x": torch.randn(16, 1, 8, 8), "t": torch.arange(0, 960, 60)}
+    >>> quantized = edadm.quantize(unet, data, edadm.recipe("w4a8", method="none"))
+    >>> quantized.quantized.layers["conv_in"].weight.dtype
+    torch.int8
+    >>> edadm.QuantizedUNet(quantized.quantized, device="reference")(data["x"], 500).sample.shape
+    torch.Size([16, 1, 8, 8])
     """
     made = recipes.recipe(recipe) if isinstance(recipe, str) else recipe
     if made.weights == 32:

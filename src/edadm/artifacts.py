@@ -48,7 +48,11 @@ def describe(path: Path) -> Lines:
 
 
 def lines(described: Lines) -> Iterator[str]:
-    """``name: value`` lines, long lists shortened."""
+    """``name: value`` lines, long lists shortened.
+
+    >>> list(lines({"kind": "samples", "shape": (8, 8, 1), "seeds": list(range(100))}))
+    ['kind: samples', 'shape: 8, 8, 1', 'seeds: 0, 1, 2, 3, …, 99']
+    """
     for name, value in described.items():
         if isinstance(value, Mapping):
             value = ", ".join(f"{key} {each}" for key, each in value.items())

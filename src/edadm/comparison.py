@@ -29,7 +29,11 @@ class Difference(NamedTuple):
     second: Any
 
     def __str__(self) -> str:
-        """``file key: first -> second (change)``."""
+        """One line, with the change when it can be given.
+
+        >>> print(Difference("metrics.json", "fid", 4.0, 5.0))
+        metrics.json fid: 4 -> 5 (+25.0%)
+        """
         shown = f"{self.file} {self.key}: {_short(self.first)} -> {_short(self.second)}"
         if all(type(value) in (int, float) for value in (self.first, self.second)) and self.first:
             shown += f" ({(self.second - self.first) / abs(self.first):+.1%})"

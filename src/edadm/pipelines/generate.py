@@ -26,7 +26,11 @@ def images(
 
 
 def paths(out: Path, seeds: range) -> list[Path]:
-    """``out`` itself for one seed; for several ``out`` with each seed after its stem: image-7.png."""
+    """``out`` itself for one seed; for several ``out`` with each seed after its stem.
+
+    >>> [path.name for path in paths(Path("boat.png"), range(7, 9))]
+    ['boat-7.png', 'boat-8.png']
+    """
     if len(seeds) == 1:
         return [out]
     return [out.with_stem(f"{out.stem}-{seed}") for seed in seeds]
