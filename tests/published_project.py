@@ -6,7 +6,6 @@ import json
 import shutil
 import tarfile
 import zipfile
-from functools import partial
 from pathlib import Path
 from string import ascii_lowercase
 
@@ -18,8 +17,6 @@ from fileserver import FileServer
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from edadm.evaluation import real_images
-from edadm.systems.originals.architectures import Widths
-from edadm.systems.originals.parts import parts
 
 ROOT = Path(__file__).parent.parent
 WORDS = ["a", "an", "the", "cat", "dog", "sits", "on", "in", "red", "blue", "tree", "house", "car"]
@@ -48,17 +45,6 @@ def text_files(folder: Path) -> dict[str, Path]:
     for name, content in contents.items():
         (folder / name).write_text(content)
     return {name: folder / name for name in contents}
-
-
-def stable_diffusion(folder: Path) -> Path:
-    """A random original wider than the fixture's: heads of one channel make OpenVINO's int8 reshaping fail."""
-    state = {}
-    for part in parts("coco-sd14", Widths(16, 2, 0, 12, 0, 64), 0.18215):
-        for name, source in part.sources.items():
-            generator = torch.Generator().manual_seed(len(state))
-            shape = part.shapes[name]
-            state[source.key] = torch.randn(shape, generator=generator) / max(1, shape[-1] * 3) ** 0.5
-    return originals.write("coco-sd14", folder, state)
 
 
 class _Blank(FeatureExtractorInceptionV3):
@@ -110,8 +96,7 @@ def write(folder: Path, server: FileServer) -> dict:
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     for kind, settings in params["published"]["systems"].items():
         files = settings["checkpoint"]["files"]
-        write_original = stable_diffusion if kind == "coco-sd14" else partial(originals.write, kind)
-        paths = {"weights": write_original(folder / "served" / kind)}
+        paths = {"weights": originals.write(kind, folder / "served" / kind)}
         if len(files) > 1:
             paths |= text_files(folder / "served" / kind)
         for name, path in paths.items():

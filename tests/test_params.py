@@ -18,6 +18,8 @@ REAL = yaml.safe_load((ROOT / "params.yaml").read_text())
 SYSTEM = "systems.fashion-ddim"
 QUICK = settings(deadline=None, max_examples=25)
 RUN = "runs.fashion-ddim-w4a8"
+PUBLISHED = "published.systems.cifar10-ddim"
+PUBLISHED_RUN = "published.runs.cifar10-ddim-w4a8"
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +121,23 @@ def test_unknown_names(accessor: str) -> None:
         ("ablation.rows", ["fp32"], ["not in ablation.rows"]),
         ("ablation.rows", [*REAL["ablation"]["rows"], "w2a2"], ["'w2a2'", "neither a run"]),
         ("ablation.rows", REAL["ablation"]["rows"][1:], ["fp32 is missing"]),
+        (f"{RUN}.recipe", "nope", ["'nope'", "w8a8"]),
+        (f"{PUBLISHED}.checkpoint.format", "ddpm", ["'ddpm'", "cifar10-ddim"]),
+        (f"{PUBLISHED}.checkpoint.files", {}, ["needs weights"]),
+        (f"{PUBLISHED}.checkpoint.files.weights.sources", [], ["one or more"]),
+        (f"{PUBLISHED}.checkpoint.files.weights.name", "../x", ["'../x'", "plain file name"]),
+        (f"{PUBLISHED}.checkpoint.files.weights.md5", "abc", ["'abc'", "32 hexadecimal"]),
+        (f"{PUBLISHED}.checkpoint.files.captions", {"name": "a", "sources": ["b"]}, ["captions"]),
+        (f"{PUBLISHED}.reference.images", "somewhere", ["exactly one"]),
+        (f"{PUBLISHED}.reference.extractor", "garment-classifier", ["inception"]),
+        ("published.systems.fashion-ddim", REAL["published"]["systems"]["cifar10-ddim"], ["in systems too"]),
+        ("published.tools", {}, ["inception is missing"]),
+        ("published.device", "tpu", ["'tpu'", "cpu"]),
+        (f"{PUBLISHED_RUN}.recipe", None, ["is missing"]),
+        (f"{PUBLISHED_RUN}.recipe", "nope", ["'nope'"]),
+        (f"{PUBLISHED_RUN}.system", "fashion-ddim", ["'fashion-ddim'", "cifar10-ddim"]),
+        (f"{PUBLISHED_RUN}.calibrator", "uniform", ["'uniform'", "tdac"]),
+        ("published.runs.cifar10-ddim-fp32.recipe", "cifar10-w8a8", ["is quantized"]),
         ("runs", {}, ["empty"]),
         (f"{RUN}.system", "nope", ["'nope'", "fashion-ddim"]),
         (f"{RUN}.variant", "nope", ["'nope'", "w8a8"]),

@@ -2,7 +2,8 @@
 
 ``EXTRACTORS`` is the one registry. An entry is a torch-fidelity ``FeatureExtractorBase`` that also names
 its weights file (``WEIGHTS``) and answers two more questions in ``get_default_feature_layer_for_metric``:
-``sfid`` (the spatial features) and ``classes`` (the logits whose largest is the class).
+``sfid`` (the spatial features) and ``classes`` (the logits whose largest is the class); ``KNOWS_LABELS`` says whether
+those classes are the labels that samples bear.
 """
 
 from pathlib import Path
@@ -28,6 +29,7 @@ class FeatureExtractorGarments(FeatureExtractorBase):
     """
 
     WEIGHTS = "model.safetensors"
+    KNOWS_LABELS = True
 
     def __init__(
         self, name: str, features_list: list[str], feature_extractor_weights_path: str | Path | None = None, **_: object

@@ -21,6 +21,7 @@ class FeatureExtractorInception(FeatureExtractorInceptionV3):
     """
 
     WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
+    KNOWS_LABELS = False  # its 1008 classes are in another order than ImageNet's
 
     def __init__(
         self, name: str, features_list: list[str], feature_extractor_weights_path: str | Path, **kwargs: object

@@ -159,7 +159,7 @@ def measure(
     shares = {name: quality.pop(name) for name in ("confident_share", "class_shares")}
     if scorer is not None:
         shares["clip_score"] = _rounded(np.mean(scores))
-    if ours.labels is not None and features.logits.shape[1] > ours.labels.max():
+    if ours.labels is not None and network.KNOWS_LABELS:
         shares["class_accuracy"] = _rounded((features.logits.argmax(1).numpy() == ours.labels).mean())
     return {
         "n": len(seeds),
