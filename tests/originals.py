@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
@@ -77,7 +78,7 @@ def write(kind: str, folder: Path, state: dict[str, Tensor] | None = None, legac
             "global_step": 1234,
             "pytorch-lightning_version": "1.4.2",
             "state_dict": OrderedDict(state),
-            "callbacks": {callback: {"monitor": "val/loss", "best_model_score": torch.tensor(0.1), "made": callback()}},
+            "callbacks": {callback: {"monitor": "val/loss", "best_model_score": np.float64(0.1), "made": callback()}},
             "optimizer_states": [
                 {"state": {0: {"step": 3, "exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 1e-4}]}
             ],
