@@ -17,7 +17,7 @@ from torch import nn
 
 from edadm.errors import InputError
 from edadm.quantization import checkpoint
-from edadm.quantization.checkpoint import IntegerLayer
+from edadm.quantization.integer_layer import IntegerLayer, pack, unpack
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +42,13 @@ def broken(folder, tmp_path):
 
 @given(arrays(np.int8, array_shapes(max_dims=4, max_side=7), elements=st.integers(-8, 7)))
 def test_packing_round_trip(weight):
-    packed = checkpoint.pack(torch.from_numpy(weight))
+    packed = pack(torch.from_numpy(weight))
     assert packed.dtype == torch.uint8 and packed.shape == ((weight.size + 1) // 2,)
-    assert np.array_equal(checkpoint.unpack(packed, weight.shape).numpy(), weight)
+    assert np.array_equal(unpack(packed, weight.shape).numpy(), weight)
 
 
 def test_packing_order():
-    assert checkpoint.pack(torch.tensor([[1, -1, -8]], dtype=torch.int8)).tolist() == [0xF1, 0x08]
+    assert pack(torch.tensor([[1, -1, -8]], dtype=torch.int8)).tolist() == [0xF1, 0x08]
 
 
 @given(st.floats(min_value=2.0**-126, max_value=2.0**100, width=32))

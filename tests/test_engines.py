@@ -28,7 +28,7 @@ from edadm.evaluation import latency
 from edadm.files import write_json
 from edadm.params import EngineParams, LatencyParams
 from edadm.quantization import checkpoint
-from edadm.quantization.checkpoint import IntegerLayer
+from edadm.quantization.integer_layer import IntegerLayer
 from edadm.quantization.quantizer import weight_grid
 
 CASES = {  # weight shape, input shape, geometry

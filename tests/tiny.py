@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, UNet2D
 from torch import Tensor, nn
 
 from edadm.quantization import checkpoint
-from edadm.quantization.checkpoint import IntegerLayer
+from edadm.quantization.integer_layer import IntegerLayer
 from edadm.quantization.quantizer import weight_grid
 from edadm.systems import class_embedder
 from edadm.systems.class_embedder import ClassEmbedder

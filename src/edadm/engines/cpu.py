@@ -38,7 +38,8 @@ from edadm.errors import InputError
 from edadm.files import atomic_folder, read_json, write_json
 from edadm.quantization import autoencoder, checkpoint, network
 from edadm.quantization.attention import OPERANDS, Scales
-from edadm.quantization.checkpoint import IntegerLayer, QuantizedCheckpoint
+from edadm.quantization.checkpoint import QuantizedCheckpoint
+from edadm.quantization.integer_layer import PACKED_BITS, IntegerLayer, pack, unpack
 
 FORMAT_VERSION = 2
 PRODUCTS = ("q", "softmax")  # an attention's products are called by their first operands
@@ -98,7 +99,7 @@ def _deploy(
     layers = loaded.layers if layers is None else layers
     folder.mkdir(exist_ok=True)
     graph = build_graph(loaded, shapes)
-    packed = {name: layer for name, layer in layers.items() if layer.bits <= checkpoint.PACKED_BITS}
+    packed = {name: layer for name, layer in layers.items() if layer.bits <= PACKED_BITS}
     _pack_weights(graph, set(executed(packed)))
     ov.save_model(graph, folder / "model.xml", compress_to_fp16=False)
     description = {
@@ -349,7 +350,7 @@ def unpack_weights(graph: ov.Model) -> None:
     for node in graph.get_ordered_ops():
         if node.get_type_name() == "Constant" and node.get_element_type() == ov.Type.i4:
             packed = torch.from_numpy(np.array(node.data).view(np.uint8).reshape(-1))
-            _replace(node, op.constant(checkpoint.unpack(packed, tuple(node.get_output_shape(0))).numpy()))
+            _replace(node, op.constant(unpack(packed, tuple(node.get_output_shape(0))).numpy()))
 
 
 @torch.library.custom_op("edadm::integer_layer", mutates_args=())
@@ -399,7 +400,7 @@ def _pack_weights(graph: ov.Model, names: set[str]) -> None:
         if node.get_type_name() == "Constant" and node.get_friendly_name().removesuffix(".weight") in names:
             # the tensor owns its memory: one around an array would leave the constant with memory of a dead array
             tensor = ov.Tensor(ov.Type.i4, node.get_output_shape(0))
-            tensor.data.view(np.uint8).reshape(-1)[:] = checkpoint.pack(torch.from_numpy(np.array(node.data))).numpy()
+            tensor.data.view(np.uint8).reshape(-1)[:] = pack(torch.from_numpy(np.array(node.data))).numpy()
             _replace(node, ov.op.Constant(tensor))
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from edadm.quantization import checkpoint, network
 from edadm.quantization.attention import integer_product
-from edadm.quantization.checkpoint import IntegerLayer
+from edadm.quantization.integer_layer import IntegerLayer
 
 
 def quantize(x: Tensor, layer: IntegerLayer) -> Tensor:

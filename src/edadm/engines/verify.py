@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from edadm.engines import cpu, reference
 from edadm.errors import InputError
 from edadm.quantization import checkpoint
-from edadm.quantization.checkpoint import IntegerLayer
+from edadm.quantization.integer_layer import IntegerLayer
 
 BATCH = 32
 

@@ -19,6 +19,7 @@ from edadm.params import Recipe
 from edadm.quantization import autoencoder, calibration, checkpoint, fbr
 from edadm.quantization.attention import QuantizedAttention, Scales, attentions
 from edadm.quantization.cache import Cache
+from edadm.quantization.integer_layer import IntegerLayer
 from edadm.quantization.layers import Simulated, SimulatedLayer, SplitShortcut, simulated_layers
 from edadm.quantization.units import find_units, simulate
 
@@ -54,14 +55,14 @@ class UnitCheckpoints:
         atomic_write(self._path(index), save(state, metadata))
 
 
-def _integer_layer(layer: SimulatedLayer) -> checkpoint.IntegerLayer:
+def _integer_layer(layer: SimulatedLayer) -> IntegerLayer:
     original = layer.layer
     convolution = (
         {key: getattr(original, key) for key in ("stride", "padding", "dilation", "groups")}
         if not isinstance(original, nn.Linear)
         else {}
     )
-    return checkpoint.IntegerLayer(
+    return IntegerLayer(
         bits=layer.bits,
         weight=layer.weight_integers.to(torch.int8),
         weight_scale=layer.weight_scale.clone(),
@@ -73,7 +74,7 @@ def _integer_layer(layer: SimulatedLayer) -> checkpoint.IntegerLayer:
     )
 
 
-def integer_layers(unet: nn.Module) -> tuple[dict[str, checkpoint.IntegerLayer], dict[str, Tensor]]:
+def integer_layers(unet: nn.Module) -> tuple[dict[str, IntegerLayer], dict[str, Tensor]]:
     """The integer layers of a quantized simulation and its remaining float parameters, by name."""
     layers = {name: _integer_layer(layer) for name, layer in simulated_layers(unet).items()}
     inside = tuple(f"{name}." for name, module in unet.named_modules() if isinstance(module, Simulated | SplitShortcut))
