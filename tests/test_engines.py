@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from edadm import engines
 from edadm.engines.verify import relative_error
-from edadm.engines import verify, cpu, reference
+from edadm.engines import verify, cpu, processor, reference
 from edadm.errors import InputError
 from edadm.evaluation import latency
 from edadm.files import write_json
@@ -292,11 +292,11 @@ def test_safe_weights_are_exact_without_vnni():
 
 @pytest.mark.parametrize("variable", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
 def test_instruction_sets_can_be_forbidden(monkeypatch, variable):
-    monkeypatch.setattr(cpu.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(processor.platform, "machine", lambda: "x86_64")
     monkeypatch.setenv(variable, "avx512_core")
-    assert not cpu.has_int8_dot()
-    monkeypatch.setattr(cpu.platform, "machine", lambda: "aarch64")
-    assert cpu.has_int8_dot()
+    assert not processor.has_int8_dot()
+    monkeypatch.setattr(processor.platform, "machine", lambda: "aarch64")
+    assert processor.has_int8_dot()
 
 
 def test_bad_engine_folders_are_refused(folders, tmp_path):

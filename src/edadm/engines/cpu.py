@@ -16,8 +16,6 @@ bits packed), ``engine.json`` and ``size.json``; ``load`` compiles it for one ba
 - Without VNNI or AMX the int8 kernels saturate sums of two products at 16 bits, silently: 4 to 17 % wrong.
 """
 
-import os
-import platform
 import warnings
 from collections.abc import Mapping
 from functools import partial
@@ -33,6 +31,7 @@ from openvino.frontend.pytorch import ConversionExtension
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edadm.engines.processor import has_int8_dot
 from edadm.engines.reference import as_function
 from edadm.errors import InputError
 from edadm.files import atomic_folder, read_json, write_json
@@ -45,8 +44,6 @@ FORMAT_VERSION = 2
 PRODUCTS = ("q", "softmax")  # an attention's products are called by their first operands
 BODIES = ("f32", "bf16")
 SAFE_WEIGHT = 63  # 2 * 255 * 63 < 2**15: two products fit into 16 bits
-_INT8_FLAGS = {"avx512_vnni", "avx_vnni", "amx_int8"}
-_ISA_WITHOUT = {"SSE41", "AVX", "AVX2", "AVX512_CORE"}
 
 
 class CpuEngine:
@@ -210,23 +207,6 @@ def int8_names(compiled: ov.CompiledModel) -> set[str]:
     """Names of the original layers, and products of attentions, inside the nodes that run in int8."""
     nodes = _nodes(compiled, ("Convolution", "FullyConnected", "MatMul", "Subgraph"))
     return {name for integer, names in nodes if integer for name in names}
-
-
-def has_int8_dot() -> bool:
-    """Whether int8 products are added in 32 bits here: x86 needs VNNI or AMX, other processors are taken to do it.
-
-    oneDNN's environment variables can forbid these instructions; they are heeded.
-    """
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return True
-    for variable in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
-        if os.environ.get(variable, "").upper() in _ISA_WITHOUT:
-            return False
-    try:
-        flags = Path("/proc/cpuinfo").read_text().split()
-    except OSError:
-        return True  # not Linux: nothing to read
-    return not _INT8_FLAGS.isdisjoint(flags)
 
 
 def build_graph(
