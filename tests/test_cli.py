@@ -3,17 +3,16 @@
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
 import yaml
+from command_line import call
 from diffusers import DDIMScheduler
 from safetensors.torch import load_file
 
-from edadm import cli
 from edadm.files import sha256
 from edadm.systems.system import WEIGHTS, weights_sha256
 
@@ -37,17 +36,6 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def call(*words: str) -> int:
-    """Run the command line; its exit code."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["edadm", *words])
-        try:
-            cli.main()
-        except SystemExit as exit_:
-            return exit_.code or 0
-    return 0
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:

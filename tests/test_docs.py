@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import tiny_pipelines
+from command_line import call
 from PIL import Image
 
 from edadm import cli
@@ -32,7 +33,7 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def run(line: str) -> None:
     """One line of a shell block."""
     words = shlex.split(line.partition(" > ")[0])
     if words[0] != "edadm":
@@ -45,14 +46,10 @@ def run(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
         words += [*FEWER.split(), "--steps", "3"]
     if words[1] == "generate":
         words += ["--steps", "2", "--threads", "1"]
-    monkeypatch.setattr(sys, "argv", words)
-    try:
-        cli.main()
-    except SystemExit as exit_:
-        assert not exit_.code, line
+    assert call(*words[1:]) == 0, line
 
 
-def execute(document: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+def execute(document: Path) -> int:
     """Everything in a document's blocks, in order; how many blocks there were."""
     names: dict = {}
     blocks = BLOCK.findall(document.read_text())
@@ -63,12 +60,12 @@ def execute(document: Path, monkeypatch: pytest.MonkeyPatch) -> int:
             exec(compile(text, str(document), "exec"), names)  # noqa: S102
         else:
             for line in text.strip().splitlines():
-                run(line, monkeypatch)
+                run(line)
     return len(blocks)
 
 
-def test_own_model(reader: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert execute(ROOT / "docs" / "own-model.md", monkeypatch) == 9
+def test_own_model(reader: Path) -> None:
+    assert execute(ROOT / "docs" / "own-model.md") == 9
     sizes = {}
     for name in ("full-precision", "quantized", "sneaker", *(f"boats-{k}" for k in range(100, 104))):
         with Image.open(reader / f"{name}.png") as image:
@@ -78,19 +75,19 @@ def test_own_model(reader: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not list(reader.glob("*.scratch"))
 
 
-def test_concepts(reader: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert execute(ROOT / "docs" / "concepts.md", monkeypatch) == 2
+def test_concepts(reader: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert execute(ROOT / "docs" / "concepts.md") == 2
     printed = capsys.readouterr().out
     assert "metrics.json fid:" in printed and "kind: latencies" in printed
 
 
-def test_contributing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contributing() -> None:
     make, help_ = (text.strip() for _, text in BLOCK.findall((ROOT / "CONTRIBUTING.md").read_text()))
     assert make == "make test"  # which runs this
     recipe = re.search(r"^test:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
     for command in ("ruff check .", "ruff format --check .", "snakefmt --check", "snakemake --lint", "pytest"):
         assert command in recipe
-    run(help_, monkeypatch)
+    run(help_)
 
 
 @pytest.mark.parametrize("name", ["own-model", "concepts", "differences"])
@@ -102,7 +99,7 @@ def test_commands_inside_sentences(
         words = command.split()
         assert words[0] in cli.cli.commands
         if len(words) > 1:
-            run(f"edadm {command}", monkeypatch)
+            run(f"edadm {command}")
             assert capsys.readouterr().out
 
 

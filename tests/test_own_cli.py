@@ -1,28 +1,17 @@
 """``edadm quantize`` and ``edadm generate``: what cannot be done is one line, exit code 2, and nothing written."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_pipelines
 import torch
+from command_line import call
 from PIL import Image
 
-from edadm import artifacts, cli
+from edadm import artifacts
 
 FEW = ("--samples", "4", "--batch", "2", "--steps", "3", "--iterations", "0", "--threads", "1")
-
-
-def call(*words: str) -> int:
-    """Run the command line; its exit code."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["edadm", *words])
-        try:
-            cli.main()
-        except SystemExit as exit_:
-            return exit_.code or 0
-    return 0
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ class _MiddleFeatures:
             self.handle = unet.mid_block.register_forward_hook(lambda _, args, output: self._keep(output))
 
     def _keep(self, feature: Tensor) -> None:
-        self.feature = feature
+        self.feature = feature.cpu()
 
 
 def _radius(features: Tensor, params: CalibrationParams) -> float:
