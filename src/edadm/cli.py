@@ -18,7 +18,7 @@ from edadm.files import write_json
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
-DEVICE = click.Choice(["cpu"])
+DEVICE = click.Choice(["cpu", "cuda"])
 PROTOCOL = click.Choice(["demo", "full"])
 SEED = click.IntRange(0)
 
@@ -138,9 +138,9 @@ def reconstruct(
 @click.option("--out", type=FOLDER, required=True)
 def deploy(quantized: Path, device: str, out: Path) -> None:
     """Lay a quantized checkpoint out for the integer engine of a device."""
-    from edadm.engines.cpu import deploy as deploy_cpu
+    from edadm import engines
 
-    deploy_cpu(quantized, out)
+    engines.deploy(quantized, device, out)
 
 
 @cli.command()

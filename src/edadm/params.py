@@ -83,7 +83,7 @@ class PipelineParams(_Settings):
 
     systems: list[str] = omegaconf.MISSING
     calibrators: list[str] = some_of(*CALIBRATORS)
-    devices: list[str] = some_of("cpu")
+    devices: list[str] = some_of("cpu", "cuda")
 
 
 @dataclass
@@ -204,7 +204,7 @@ class AblationParams(_Settings):
 class EngineParams(_Settings):
     """How the integer engine computes."""
 
-    body: str = one_of("f32", "bf16")
+    body: str = one_of("f32", "bf16", "f16")
     threads: int = at_least(1)
 
 
