@@ -1,7 +1,12 @@
-"""Before any test module: edadm makes torchvision importable beside a CPU-only torch."""
+"""Before any test module: edadm makes torchvision importable beside a CPU-only torch; Triton interprets kernels."""
+
+import os
 
 import torch
 
-import edadm  # noqa: F401
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when it is imported
+
+import edadm  # noqa: F401, E402
 
 torch.set_num_threads(1)  # the networks here are tiny: a second thread would mostly wait for the first

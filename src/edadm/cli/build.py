@@ -116,9 +116,9 @@ def reconstruct(
 @click.option("--out", type=FOLDER, required=True)
 def deploy(quantized: Path, device: str, out: Path) -> None:
     """Lay a quantized checkpoint out for the integer engine of a device."""
-    from edadm.engines.cpu import deploy as deploy_cpu
+    from edadm import engines
 
-    deploy_cpu(quantized, out)
+    engines.deploy(quantized, device, out)
 
 
 @click.command()

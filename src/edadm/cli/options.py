@@ -11,7 +11,7 @@ from edadm import params as parameters
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
-DEVICE = click.Choice(["cpu"])
+DEVICE = click.Choice(["cpu", "cuda"])
 PROTOCOL = click.Choice(["demo", "full"])
 SEED = click.IntRange(0)
 

@@ -17,7 +17,7 @@ from edadm.errors import InputError
 from edadm.files import read_json
 
 Engine = Callable[..., Tensor]
-DEVICES = ("cpu",)  # each a module of this package, imported only when it is used
+DEVICES = ("cpu", "cuda")  # each a module of this package, imported only when it is used
 
 
 def load(
@@ -28,6 +28,11 @@ def load(
     if device not in DEVICES:
         raise InputError(f"{engine_dir}: engine.json names device {device!r}, not one of {', '.join(DEVICES)}")
     return import_module(f"{__name__}.{device}").load(Path(engine_dir), batch, body, threads, cache_dir)
+
+
+def deploy(quantized: Path, device: str, out: Path) -> None:
+    """Build the engine folder ``out`` of a device from a checkpoint folder, quantized or full-precision."""
+    import_module(f"{__name__}.{device}").deploy(quantized, out)
 
 
 def _description(engine_dir: Path | str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ class PipelineParams(Settings):
 
     systems: list[str] = omegaconf.MISSING
     calibrators: list[str] = some_of(*CALIBRATORS)
-    devices: list[str] = some_of("cpu")
+    devices: list[str] = some_of("cpu", "cuda")
 
 
 @dataclass
@@ -200,7 +200,7 @@ class PublishedParams(Settings):
 class EngineParams(Settings):
     """How the integer engine computes."""
 
-    body: str = one_of("f32", "bf16")
+    body: str = one_of("f32", "bf16", "f16")
     threads: int = at_least(1)
 
 
