@@ -166,7 +166,7 @@ def test_missing_inputs(project: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 def test_help_lists_the_stages_in_their_order(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("--help") == 0
-    listed = capsys.readouterr().out.split("Commands:")[1].split("\n")
+    listed = capsys.readouterr().out.split("From a checkpoint to images:")[1].split("\n")
     names = [line.split()[0] for line in listed if line.strip()]
     stages = ["checkpoint", "calibrate", "reconstruct", "deploy", "sample", "reference", "metrics", "latency", "tables"]
     assert [name for name in names if name in stages] == stages
