@@ -75,6 +75,14 @@ def test_own_model(reader: Path) -> None:
     assert not list(reader.glob("*.scratch"))
 
 
+def test_the_quick_start_runs_in_a_new_python(reader: Path) -> None:
+    first = BLOCK.findall((ROOT / "docs" / "own-model.md").read_text())[0][1]
+    here = {"PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", first], env=here, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (reader / "my-pipeline" / "model_index.json").is_file()
+
+
 def test_concepts(reader: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert execute(ROOT / "docs" / "concepts.md") == 2
     printed = capsys.readouterr().out
