@@ -45,6 +45,7 @@ for command in (
     build.calibrate,
     build.reconstruct,
     build.deploy,
+    build.export,
     build.verify,
     build.sample,
     build.grid,

@@ -123,6 +123,17 @@ def deploy(quantized: Path, device: str, out: Path) -> None:
 
 @click.command()
 @click.option("--quantized", type=FOLDER, required=True)
+@click.option("--format", "form", type=click.Choice(["onnx", "tensorrt"]), default="onnx", show_default=True)
+@click.option("--out", type=FOLDER, required=True)
+def export(quantized: Path, form: str, out: Path) -> None:
+    """Write a quantized checkpoint as ONNX; as TensorRT reads it, or for all other runtimes (docs/export.md)."""
+    from edadm.engines import onnx
+
+    onnx.deploy(quantized, out, form)
+
+
+@click.command()
+@click.option("--quantized", type=FOLDER, required=True)
 @click.option("--engine", type=FOLDER, required=True)
 @click.option("--calibration", "calibration_file", type=FILE, required=True, help="Gives the inputs to compare on.")
 @click.option("--images", type=click.IntRange(1), default=64, show_default=True)

@@ -12,6 +12,7 @@ GROUPS = {
         "calibrate",
         "reconstruct",
         "deploy",
+        "export",
         "verify",
         "sample",
         "grid",
@@ -31,6 +32,7 @@ EXAMPLES = {
     " --calibration results/fashion-ddim/calibration-tdac.safetensors --scratch scratch/w4a8"
     " --out results/fashion-ddim/w4a8/quantized",
     "deploy": "edadm deploy --quantized results/fashion-ddim/w4a8/quantized --out results/fashion-ddim/w4a8/engine-cpu",
+    "export": "edadm export --quantized results/fashion-ddim/w4a8/quantized --out fashion-ddim-w4a8-onnx",
     "verify": "edadm verify --quantized results/fashion-ddim/w4a8/quantized"
     " --engine results/fashion-ddim/w4a8/engine-cpu"
     " --calibration results/fashion-ddim/calibration-tdac.safetensors"

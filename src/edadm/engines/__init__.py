@@ -17,7 +17,7 @@ from edadm.errors import InputError
 from edadm.files import read_json
 
 Engine = Callable[..., Tensor]
-DEVICES = ("cpu", "cuda")  # each a module of this package, imported only when it is used
+DEVICES = ("cpu", "cuda", "onnx")  # each a module of this package, imported only when it is used
 
 
 def load(

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from edadm.engines.batches import in_batches
 from edadm.engines.cuda.fusion import fuse
 from edadm.engines.cuda.layers import make_layer
 from edadm.engines.cuda.products import IntegerProduct
@@ -66,20 +66,17 @@ class CudaEngine:
 
         Batches in turn, the last filled up with zeros. The output is float32, where x is.
         """
-        pieces = zip(*(value.split(self.batch) for value in inputs), strict=True)
-        return torch.cat([self._run(*piece) for piece in pieces])
+        return in_batches(self._run, self.batch, inputs)
 
     @torch.inference_mode()
     def _run(self, *inputs: Tensor) -> Tensor:
-        rows, back = len(inputs[0]), inputs[0].device
-        filled = [F.pad(value, (0, 0) * (value.dim() - 1) + (0, self.batch - rows)) for value in inputs]
-        moved = [value.to(self.device, non_blocking=True) for value in filled]
+        moved = [value.to(self.device, non_blocking=True) for value in inputs]
         if self.device.type != "cuda":
-            return self._step(*moved)[:rows]
+            return self._step(*moved)
         shapes = tuple(value.shape for value in moved)
         if shapes not in self._steps:
             self._steps[shapes] = self._record(*moved)
-        return self._steps[shapes](*moved)[:rows].to(back, copy=True)
+        return self._steps[shapes](*moved).to(inputs[0].device, copy=True)
 
     def _step(self, *inputs: Tensor) -> Tensor:
         x, *rest = inputs
