@@ -49,7 +49,7 @@ def systems(params: Params, gpu_rate: float | None) -> None:
     rows = [heads]
     for name, settings in params.published.systems.items():
         found = estimates.estimate(settings)
-        sizes = [f"{estimates.weight_bytes(settings.checkpoint.format, bits) / 1e6:.2f}" for bits in (8, 4)]
+        sizes = [f"{size / 1e6:.2f}" for size in found.unet_bytes.values()]
         rows.append(
             (
                 name,

@@ -22,10 +22,11 @@ _SECONDS = 1.0  # of measuring
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one system: parameters of all parts and of the U-Net, multiply-accumulates, U-Net calls per image, images."""
+    """Of one system: parameters and bytes, multiply-accumulates, U-Net calls per image, images."""
 
-    parameters: int
+    parameters: int  # of all parts
     unet_parameters: int
+    unet_bytes: dict[int, int]  # by the bits of its weights
     macs_per_call: int  # of one image, one U-Net call, of one row
     macs_decoder: int  # of one image
     calls: int  # U-Net rows per image: steps, one more for plms, twice under guidance
@@ -57,9 +58,11 @@ def estimate(params: PublishedSystemParams) -> Estimate:
         per_call = _macs(unet, x, t, *context)
         decoding = 0 if decoder is None else _macs(_Decoder(decoder.eval()), x)
     counts = originals.parameter_counts(kind)
+    sizes = {bits: weight_bytes(unet, bits) for bits in (8, 4)}
     calls = params.sampler.steps + (params.sampler.name == "plms")
     rows = calls * (1 if params.sampler.guidance == 1 else 2)
-    return Estimate(sum(counts.values()), counts["unet"], per_call, decoding, rows, params.sampling.images["full"])
+    parameters = sum(counts.values())
+    return Estimate(parameters, counts["unet"], sizes, per_call, decoding, rows, params.sampling.images["full"])
 
 
 class _Decoder(nn.Module):
@@ -88,12 +91,11 @@ def measured_rate() -> float:
     return done * macs / elapsed
 
 
-def weight_bytes(kind: str, bits: int) -> int:
-    """Bytes of a system's U-Net with the weights of all convolutions and linears at ``bits`` and the rest at 32 bits.
+def weight_bytes(unet: nn.Module, bits: int) -> int:
+    """Bytes of a U-Net with the weights of all convolutions and linears at ``bits`` and the rest at 32 bits.
 
     The arithmetic of the published sizes: no scales, no layer of other widths.
     """
-    unet = architectures.unet(kind, architectures.PUBLISHED[kind])
     quantized = sum(module.weight.numel() for module in unet.modules() if isinstance(module, nn.Conv2d | nn.Linear))
     total = sum(parameter.numel() for parameter in unet.parameters())
     return quantized * bits // 8 + (total - quantized) * 4
