@@ -46,6 +46,13 @@ def _with_params(command: Callable) -> Callable:
     return call
 
 
+def _device(params: parameters.Params) -> str:
+    """Where networks are calibrated and reconstructed; InputError when it is not there."""
+    if params.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device: cuda is not available here; set it to cpu in params.yaml")
+    return params.device
+
+
 class _InOrder(click.Group):
     """Lists the commands in the order of the pipeline."""
 
@@ -91,10 +98,13 @@ def calibrate(params: parameters.Params, system: str, calibrator: str, folder: P
     from edadm.systems.system import WEIGHTS, load, load_unet
 
     settings = params.system(system)
-    loaded, unet = load(folder), load_unet(folder)
+    device = _device(params)
+    loaded, unet = load(folder), load_unet(folder).to(device)
 
     def trajectory(seeds: range):  # noqa: ANN202
-        network = lambda *inputs: unet(*inputs, return_dict=False)[0]  # noqa: E731
+        def network(*inputs: torch.Tensor) -> torch.Tensor:
+            return unet(*(value.to(device) for value in inputs), return_dict=False)[0].cpu()
+
         for step, before, _ in draw(network, loaded, settings.sampler, seeds):
             yield step, before
 
@@ -129,7 +139,9 @@ def reconstruct(
     params.system(system)
     recipe = params.variant(variant)
     limit = params.limits.cache_mib * 2**20
-    reconstruction.run(load_unet(folder), folder / WEIGHTS, calibration_file, recipe, scratch, out, limit)
+    reconstruction.run(
+        load_unet(folder), folder / WEIGHTS, calibration_file, recipe, scratch, out, limit, _device(params)
+    )
 
 
 @cli.command()

@@ -246,6 +246,7 @@ class Params(_Settings):
     latency: LatencyParams = omegaconf.MISSING
     train: dict[str, Any] = omegaconf.MISSING
     limits: LimitParams = field(default_factory=LimitParams)
+    device: str = one_of("cpu", "cuda", default="cpu")  # of calibration and reconstruction
 
     def system(self, name: str) -> SystemParams:
         """The system of that name; InputError when there is none."""

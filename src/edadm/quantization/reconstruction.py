@@ -108,15 +108,19 @@ def quantize(
     scratch: Path,
     fingerprint: str,
     cache_bytes: float = math.inf,
+    device: str = "cpu",
 ) -> list[fbr.UnitResult]:
     """Quantize ``unet`` in place (simulated) on the calibration set ``data``; returns how each unit's learning went.
 
-    Of the tables that learning works on, those beyond ``cache_bytes`` are files in ``scratch``.
+    It is computed on ``device``, where ``unet`` then is; random numbers are always the CPU's. Of the tables that
+    learning works on, those beyond ``cache_bytes`` are files in ``scratch``.
     """
     batches = list(zip(*(value.split(BATCH) for value in calibration.inputs(data)), strict=True))
     example = tuple(value[:1] for value in batches[0])
     simulate(unet, example, recipe)
     units = find_units(unet, example)
+    unet.to(device)
+    batches = [tuple(value.to(device) for value in inputs) for inputs in batches]
     fbr.initialise(unet, batches, recipe)
     if recipe.reconstruction.method == "none":
         return []
@@ -133,11 +137,12 @@ def run(
     scratch: Path,
     out: Path,
     cache_bytes: float = math.inf,
+    device: str = "cpu",
 ) -> None:
     """Write the quantized checkpoint of ``unet`` (whose float weights are the file ``weights``) to ``out``.
 
     A float recipe (32 bits) writes the float weights in the same layout. Finished units are kept in ``scratch`` until
-    the checkpoint is written, so a killed run resumes there; see ``quantize`` for ``cache_bytes``.
+    the checkpoint is written, so a killed run resumes there; see ``quantize`` for ``cache_bytes`` and ``device``.
     """
     config = checkpoint.unet_config(unet)
     if recipe.weights == 32:
@@ -148,8 +153,8 @@ def run(
     described = json.dumps(asdict(recipe), sort_keys=True)
     parts = (sha256(weights), sha256(calibration_file), described, torch.__version__)
     fingerprint = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    results = quantize(unet, calibration.read(calibration_file), recipe, scratch, fingerprint, cache_bytes)
-    layers, floats = integer_layers(unet)
+    results = quantize(unet, calibration.read(calibration_file), recipe, scratch, fingerprint, cache_bytes, device)
+    layers, floats = integer_layers(unet.to("cpu"))
     with atomic_folder(out) as folder:
         checkpoint.save(folder, config, layers, floats, asdict(recipe), attention_scales(unet))
         (folder / "losses.csv").write_text(_losses_csv(results))
