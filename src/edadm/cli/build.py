@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 import torch
 
-from edadm.cli.options import DEVICE, FILE, FOLDER, PROTOCOL, SEED, with_params
+from edadm.cli.options import DEVICE, FILE, FOLDER, PROTOCOL, SEED, compute_device, with_params
 from edadm.errors import InputError
 from edadm.files import read_json, write_json
 from edadm.params import Params
@@ -61,7 +61,8 @@ def calibrate(params: Params, system: str, calibrator: str, folder: Path, out: P
     from edadm.systems.system import WEIGHTS, load, load_unet
 
     settings = params.system(system)
-    loaded, unet = load(folder), load_unet(folder)
+    device = compute_device(params)
+    loaded, unet = load(folder), load_unet(folder).to(device)
     first, drawn = settings.calibration.seed, settings.sampling.seed
     seeds = range(first, first + settings.calibration.samples)
     loaded.check_apart(seeds, range(drawn, drawn + settings.sampling.images["full"]))
@@ -69,7 +70,9 @@ def calibrate(params: Params, system: str, calibrator: str, folder: Path, out: P
     finals: list[torch.Tensor] = []
 
     def trajectory(seeds: range):  # noqa: ANN202
-        network = lambda *inputs: unet(*inputs, return_dict=False)[0]  # noqa: E731
+        def network(*inputs: torch.Tensor) -> torch.Tensor:
+            return unet(*(value.to(device) for value in inputs), return_dict=False)[0].cpu()
+
         for step, before, after in draw(network, loaded, settings.sampler, seeds):
             yield step, before
             final = after
@@ -107,7 +110,8 @@ def reconstruct(
     weights = [path for path in (folder / WEIGHTS, folder / AUTOENCODER_WEIGHTS) if path.is_file()]
     limit = params.limits.cache_mib * 2**20
     unet, vae = load_unet(folder), load_autoencoder(folder)
-    reconstruction.run(unet, vae, weights, calibration_file, recipe, scratch, out, limit)
+    device = compute_device(params)
+    reconstruction.run(unet, vae, weights, calibration_file, recipe, scratch, out, limit, device)
 
 
 @click.command()

@@ -8,12 +8,20 @@ import click
 import torch
 
 from edadm import params as parameters
+from edadm.errors import InputError
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 DEVICE = click.Choice(["cpu", "cuda"])
 PROTOCOL = click.Choice(["demo", "full"])
 SEED = click.IntRange(0)
+
+
+def compute_device(params: parameters.Params) -> str:
+    """Where networks are calibrated and reconstructed; InputError when it is not there."""
+    if params.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device: cuda is not available here; set it to cpu in params.yaml")
+    return params.device
 
 
 def with_params(command: Callable) -> Callable:

@@ -26,7 +26,8 @@ def fingerprint(
 ) -> str:
     """What a shard's bytes depend on: engine, the checkpoint but for its U-Net, sampler, seeds, batch, the code."""
     parts = [json.dumps([asdict(sampler), sampling.seed, sampling.batch, sampling.shard, settings], sort_keys=True)]
-    parts += [sha256(path) for path in sorted(engine.rglob("*")) if path.suffix in (".bin", ".xml", ".safetensors")]
+    files = sorted(path for path in engine.rglob("*") if path.is_file())
+    parts += [sha256(path) for path in files if path.suffix != ".json"]
     parts += [sha256(path) for path in sorted(checkpoint.rglob("*.*")) if path.parent.name != "unet"]
     parts += [sha256(Path(module.__file__)) for module in (class_embedder, samplers, system)]
     parts += [sha256(Path(__file__)), torch.__version__]

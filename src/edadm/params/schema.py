@@ -243,6 +243,7 @@ class Params(Settings):
     train: dict[str, Any] = omegaconf.MISSING
     published: PublishedParams = omegaconf.MISSING
     limits: LimitParams = field(default_factory=LimitParams)
+    device: str = one_of("cpu", "cuda", default="cpu")  # of calibration and reconstruction
 
     def system(self, name: str) -> SystemParams | PublishedSystemParams:
         """The system of that name, published ones included; InputError when there is none."""

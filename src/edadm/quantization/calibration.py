@@ -33,7 +33,7 @@ class _MiddleFeatures:
             self.handle = unet.mid_block.register_forward_hook(lambda _, args, output: self._keep(output))
 
     def _keep(self, feature: Tensor) -> None:
-        self.feature = feature.cpu()
+        self.feature = feature.cpu()  # the scores are computed there, whatever the network's device
 
 
 def _radius(features: Tensor, params: CalibrationParams) -> float:

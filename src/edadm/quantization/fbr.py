@@ -81,6 +81,7 @@ class Rows:
         sizes = [len(call.args[0]) for call in calls]
         first = calls[0]
         self.count = sum(sizes)
+        self.device = first.args[0].device  # of the unit; the tables are in RAM
 
         def joined(pick: Callable[[Call], Any]) -> Any:
             value = pick(first)
@@ -94,7 +95,8 @@ class Rows:
         """The call of the given rows."""
 
         def taken(value: Any) -> Any:
-            return value[rows] if isinstance(value, Tensor) and value.shape[:1] == (self.count,) else value
+            per_row = isinstance(value, Tensor) and value.shape[:1] == (self.count,)
+            return value[rows].to(self.device) if per_row else value
 
         return Call(tuple(taken(a) for a in self.args), {key: taken(v) for key, v in self.kwargs.items()})
 
@@ -154,7 +156,7 @@ def correct_bias(layers: list[SimulatedLayer], outputs: list[Tensor], targets: l
         return
     places = sum(target.numel() for target in targets) / len(last.bias)
     errors = [(target - output).double().transpose(axis, -1) for output, target in zip(outputs, targets, strict=True)]
-    last.bias += (sum(error.flatten(0, -2).sum(0) for error in errors) / places).float()
+    last.bias += (sum(error.flatten(0, -2).sum(0) for error in errors) / places).float().to(last.bias.device)
 
 
 def _error(outputs: list[Tensor], targets: list[Tensor]) -> float:
@@ -208,13 +210,13 @@ class Learner:
             for iteration in range(1, settings.iterations + 1):
                 rows = torch.randint(full.count, (settings.batch,), generator=self.generator)
                 call, exact = quantized.take(rows), full.take(rows)
-                mixed = coin_flips(call.args[0].shape, settings.input_mix, self.generator)
+                mixed = coin_flips(call.args[0].shape, settings.input_mix, self.generator).to(full.device)
                 first = torch.where(mixed, call.args[0], exact.args[0])
                 inner.seen.clear()
                 output = self.unit.module(first, *call.args[1:], **call.kwargs)
-                loss = squared_error(output, target[rows], self.weight)
+                loss = squared_error(output, target[rows].to(full.device), self.weight)
                 for seen, wanted, weight in zip(inner.seen, layer_targets, self.inner_weights, strict=True):
-                    loss = loss + settings.layer_loss * squared_error(seen, wanted[rows], weight)
+                    loss = loss + settings.layer_loss * squared_error(seen, wanted[rows].to(full.device), weight)
                 if settings.rounding_penalty:
                     loss = loss + settings.rounding_penalty * self._penalty(iteration / settings.iterations)
                 if not torch.isfinite(loss):
@@ -302,7 +304,7 @@ def reconstruct(
                 outputs = _run(unit, quantized_calls, "quantized", cache)[0].split(sizes)
             results.append(result)
             for paused, output in zip((*full, *quantized), (*targets, *outputs), strict=True):
-                paused.resume(output)
+                paused.resume(output.to(batches[0][0].device))
     set_mode(unet, "quantized")
     return results
 

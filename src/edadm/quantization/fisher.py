@@ -47,7 +47,7 @@ def sensitivities(
         for inputs in tqdm(batches, desc="sensitivities", unit="batch"):
             for rows in zip(*(value.split(ROWS) for value in inputs), strict=True):
                 output = forward(unet, rows).sample
-                output.backward(torch.randn(output.shape, generator=generator))
+                output.backward(torch.randn(output.shape, generator=generator).to(output.device))
     for hook in hooks:
         hook.remove()
     return {name: _normalised(total) for name, total in sums.items()}

@@ -48,10 +48,10 @@ class Simulated(nn.Module):
 
     def _observe(self, x: Tensor) -> None:
         if self.mode == "range":  # torch's minimum, because Python's would lose a NaN
-            self.observed.smallest = torch.minimum(torch.tensor(self.observed.smallest), x.min()).item()
-            self.observed.largest = torch.maximum(torch.tensor(self.observed.largest), x.max()).item()
+            self.observed.smallest = torch.minimum(torch.tensor(self.observed.smallest), x.min().cpu()).item()
+            self.observed.largest = torch.maximum(torch.tensor(self.observed.largest), x.max().cpu()).item()
         else:
-            counts = torch.histc(x.float(), BINS, self.observed.smallest, self.observed.largest)
+            counts = torch.histc(x.float(), BINS, self.observed.smallest, self.observed.largest).cpu()
             self.observed.histogram = counts + (0 if self.observed.histogram is None else self.observed.histogram)
 
     def set_range(self, ranges: str) -> None:
@@ -70,7 +70,7 @@ class Simulated(nn.Module):
             self._observe(x)
         if self.mode != "quantized":
             return x
-        kept = coin_flips(x.shape, self.drop, self.generator) if self.drop > 0 else None
+        kept = coin_flips(x.shape, self.drop, self.generator).to(x.device) if self.drop > 0 else None
         return fake_quantize(x, self.input_scale, self.input_zero_point, self.input_bits, kept)
 
 

@@ -109,12 +109,14 @@ def quantize(
     scratch: Path,
     fingerprint: str,
     cache_bytes: float = math.inf,
+    device: str = "cpu",
 ) -> list[fbr.UnitResult]:
     """Quantize ``unet`` in place (simulated) on the calibration set ``data``; returns how each unit's learning went.
 
-    Of the tables that learning works on, those beyond ``cache_bytes`` are files in ``scratch``.
+    It is computed on ``device``, where ``unet`` then is; random numbers are always the CPU's. Of the tables that
+    learning works on, those beyond ``cache_bytes`` are files in ``scratch``.
     """
-    return _quantize(unet, calibration.inputs(data), recipe, scratch, fingerprint, cache_bytes)
+    return _quantize(unet, calibration.inputs(data), recipe, scratch, fingerprint, cache_bytes, device)
 
 
 def _quantize(
@@ -124,12 +126,15 @@ def _quantize(
     scratch: Path,
     fingerprint: str,
     cache_bytes: float,
+    device: str,
 ) -> list[fbr.UnitResult]:
     """``quantize`` for any network; ``rows`` are its arguments for the whole calibration set."""
     batches = list(zip(*(value.split(BATCH) for value in rows), strict=True))
     example = tuple(value[:1] for value in batches[0])
     simulate(network, example, recipe)
     units = find_units(network, example)
+    network.to(device)
+    batches = [tuple(value.to(device) for value in inputs) for inputs in batches]
     fbr.initialise(network, batches, recipe)
     if recipe.reconstruction.method == "none":
         return []
@@ -147,12 +152,13 @@ def run(
     scratch: Path,
     out: Path,
     cache_bytes: float = math.inf,
+    device: str = "cpu",
 ) -> None:
     """Write the quantized checkpoint of ``unet`` and, if the recipe has it, of the autoencoder ``vae`` to ``out``.
 
     ``weights`` are the files of their float weights. A float recipe (32 bits) writes those of the U-Net in the same
     layout. Finished units are kept in ``scratch`` until the checkpoint is written, so a killed run resumes there; see
-    ``quantize`` for ``cache_bytes``.
+    ``quantize`` for ``cache_bytes`` and ``device``.
     """
     if recipe.weights == 32:
         with atomic_folder(out) as folder:
@@ -169,12 +175,12 @@ def run(
         networks.append((autoencoder.FOLDER, vae, autoencoder.RoundTrip(vae), autoencoder.recipe(recipe), rows))
     configs = [checkpoint.unet_config(network) for _, network, *_ in networks]  # learning changes the networks
     results = [
-        _quantize(traced, rows, own, scratch / name, fingerprint, cache_bytes)
+        _quantize(traced, rows, own, scratch / name, fingerprint, cache_bytes, device)
         for name, _, traced, own, rows in networks
     ]
     with atomic_folder(out) as folder:
         for (name, network, _, own, _), config, learned in zip(networks, configs, results, strict=True):
-            layers, floats = integer_layers(network)
+            layers, floats = integer_layers(network.to("cpu"))
             checkpoint.save(folder / name, config, layers, floats, asdict(own), attention_scales(network))
             atomic_write(folder / name / "losses.csv", _losses_csv(learned))
     shutil.rmtree(scratch, ignore_errors=True)
