@@ -106,7 +106,7 @@ def test_tiny_networks(tmp_path, form):
 
 
 EMBEDDED = {
-    "fashion-ddim": ("onnx", Recipe(4, 8, "minmax", Reconstruction(method="none"), eight_bit_full_resolution=True)),
+    "fashion-ddim": ("onnx", Recipe(4, 8, "minmax", Reconstruction(method="none"), eight_bit_full_resolution=0.05)),
     "fashion-ldm": ("tensorrt", Recipe(8, 8, "minmax", Reconstruction(method="none"), attention=8)),
 }
 

@@ -55,6 +55,8 @@ def quantize(
     made = recipes.recipe(recipe) if isinstance(recipe, str) else recipe
     if made.weights == 32:
         raise InputError("recipe: 32 bits quantize nothing")
+    if made.quantize != ("unet",):
+        raise InputError(f"recipe: quantize is {list(made.quantize)}, but a U-Net alone is given; allowed: [unet]")
     config = checkpoint.unet_config(unet)
     network.arguments(config)
     data = _tensors(unet, calibration)
@@ -106,7 +108,7 @@ def _float_copy(unet: nn.Module, config: Mapping[str, Any]) -> nn.Module:
 def _check_calls(unet: nn.Module, config: Mapping[str, Any], data: Mapping[str, Tensor]) -> None:
     """InputError unless the network takes just these tensors, and gives numbers."""
     wanted = network.arguments(config)
-    if set(wanted) != set(data):
+    if set(wanted) != set(data) - {network.FINAL}:
         raise InputError(f"calibration: this network takes {', '.join(wanted)}; given: {', '.join(data)}")
     try:
         with torch.no_grad():

@@ -109,7 +109,7 @@ def _engine(folder: Path) -> Lines | None:
     size = read_json(folder / "size.json")
     return {
         "kind": f"engine for {description['device']}",
-        "inputs": description["inputs"],
+        "inputs": description.get("inputs"),
         "integer layers": len(description["layers"]),
         "bytes": size["engine_bytes"],
         "quantized checkpoint": description["quantized_sha256"],

@@ -31,7 +31,7 @@ from edadm.engines.batches import in_batches
 from edadm.engines.reference import Network
 from edadm.errors import InputError
 from edadm.files import atomic_folder, read_json, write_json
-from edadm.quantization import checkpoint
+from edadm.quantization import autoencoder, checkpoint, network
 from edadm.quantization.attention import OPERANDS, Scales
 from edadm.quantization.checkpoint import QuantizedCheckpoint
 from edadm.quantization.integer_layer import PACKED_BITS, IntegerLayer
@@ -50,6 +50,8 @@ def deploy(quantized: Path, out: Path, form: str = "onnx") -> None:
     import onnx_ir
 
     loaded = checkpoint.load(quantized)
+    if (Path(quantized) / autoencoder.FOLDER).is_dir():
+        raise InputError(f"{quantized}: its autoencoder is quantized, which only the cpu engine executes")
     model = build_model(loaded, form)
     with atomic_folder(Path(out)) as folder:
         onnx_ir.save(model, folder / FILES[0], external_data=FILES[1])
@@ -162,12 +164,13 @@ def export(network: nn.Module, inputs: Mapping[str, Tensor], four_bit: set[str] 
 
 def example_inputs(config: Mapping[str, Any]) -> dict[str, Tensor]:
     """Inputs of a U-Net by name, in the order in which it takes them; the sizes of free axes are arbitrary."""
-    size = config["sample_size"]
-    height, width = size if isinstance(size, list | tuple) else (size, size)
-    inputs = {"x": torch.zeros(2, config["in_channels"], height, width), "t": torch.zeros(2, dtype=torch.int64)}
-    if config["_class_name"] == "UNet2DConditionModel":
-        inputs["context"] = torch.zeros(2, 3, config["cross_attention_dim"])
-    return inputs
+    if set(network.arguments(config)) - {"x", "t", "context"}:
+        raise InputError(f"a {config['_class_name']} of {', '.join(network.arguments(config))} cannot be exported")
+    shapes = network.shapes(config)
+    lengths = {name: [2, *(3 if length < 0 else length for length in shape[1:])] for name, shape in shapes.items()}
+    return {
+        name: torch.zeros(shape, dtype=torch.int64 if name == "t" else torch.float32) for name, shape in lengths.items()
+    }
 
 
 class QuantizedLayer(nn.Module):

@@ -19,6 +19,7 @@ import torch
 from edadm import engines
 from edadm.engines.reference import Network
 from edadm.errors import InputError
+from edadm.files import read_json
 from edadm.params import EngineParams, LatencyParams
 from edadm.systems.system import load, load_unet
 
@@ -58,6 +59,11 @@ def measure(
     ``engine_dirs`` maps variants to their engine folders, and "fp32" must be one: it gives ``openvino-fp32`` and
     ``openvino-bf16``; every other variant gives ``edadm-<variant>`` with the body of ``engine``. Progress is logged.
     """
+    other = [str(path) for path in engine_dirs.values() if read_json(Path(path) / "engine.json").get("device") != "cpu"]
+    if other:
+        raise InputError(
+            f"latency: {other[0]} is not a cpu engine; the baselines are the CPU's (see benchmarks/gpu.py)"
+        )
     if "fp32" not in engine_dirs:
         raise InputError("latency: the engine of variant fp32 is needed as a baseline")
     timed, eager = load(checkpoint_dir), Network(load_unet(checkpoint_dir))

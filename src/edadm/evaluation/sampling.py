@@ -27,9 +27,10 @@ def fingerprint(
     """What a shard's bytes depend on: engine, the checkpoint but for its U-Net, sampler, seeds, batch, the code."""
     parts = [json.dumps([asdict(sampler), sampling.seed, sampling.batch, sampling.shard, settings], sort_keys=True)]
     files = sorted(path for path in engine.rglob("*") if path.is_file())
-    parts += [sha256(path) for path in files if path.suffix != ".json"]
+    parts += [sha256(path) for path in files if path.name not in ("engine.json", "size.json")]
     parts += [sha256(path) for path in sorted(checkpoint.rglob("*.*")) if path.parent.name != "unet"]
-    parts += [sha256(Path(module.__file__)) for module in (class_embedder, samplers, system)]
+    sources = [Path(module.__file__) for module in (class_embedder, samplers, system)]
+    parts += [sha256(path) for path in (*sources, sources[-1].with_name("text.py"))]
     parts += [sha256(Path(__file__)), torch.__version__]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 

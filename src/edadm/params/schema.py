@@ -25,7 +25,7 @@ class PipelineParams(Settings):
 
     systems: list[str] = omegaconf.MISSING
     calibrators: list[str] = some_of(*CALIBRATORS)
-    devices: list[str] = some_of("cpu", "cuda")
+    devices: list[str] = some_of("cpu")
 
 
 @dataclass

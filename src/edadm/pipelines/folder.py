@@ -110,13 +110,14 @@ def _class_pipeline(folder: Path, unet: QuantizedUNet | None = None) -> ClassPip
     kind = getattr(diffusers, name or "", None)
     if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
         raise InputError(f"{path}: _class_name {name!r} is not a scheduler of diffusers")
-    more = any((folder / part).is_dir() for part in ("class_embedder", "vae"))
-    loaded = system.load(folder) if more else None
+    if (folder / "text_encoder").is_dir():
+        raise InputError(f"{folder}: has a text encoder but no {INDEX}; save it as a pipeline of diffusers")
+    embedder = system.load(folder).embedder if (folder / "class_embedder").is_dir() else None
     return ClassPipeline(
         unet=system.load_unet(folder) if unet is None else unet,
         scheduler=kind.from_pretrained(folder / "scheduler"),
-        class_embedder=loaded.embedder if loaded else None,
-        vae=loaded.autoencoder if loaded else None,
+        class_embedder=embedder,
+        vae=system.load_autoencoder(folder),
     )
 
 

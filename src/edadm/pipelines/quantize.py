@@ -41,6 +41,9 @@ def run(
     source, out, scratch = Path(source), Path(out), Path(scratch)
     parts = folder.index(source)
     _refuse_to_overwrite(source, out)
+    for other in (source, out):
+        if _overlap(scratch, other):
+            raise InputError(f"{scratch}: what is finished cannot be kept there, it is not apart from {other}")
     if folder.is_quantized(source):
         raise InputError(f"{source}: its U-Net is quantized already")
     pipeline = folder.open_pipeline(source)
@@ -58,15 +61,31 @@ def run(
 
     def learn() -> None:
         unit_folder = scratch / "units"
-        weights = folder.weights(source)[0]
-        reconstruction.run(pipeline.unet, weights, data, recipe, unit_folder, scratch / "unet", cache_bytes)
+        weights = folder.weights(source)
+        reconstruction.run(pipeline.unet, None, weights, data, recipe, unit_folder, scratch / "unet", cache_bytes)
         shutil.copyfile(data.with_suffix(".json"), scratch / "unet" / "calibration.json")
 
     _once(scratch, "calibration", mark, draw_calibration)
     _once(scratch, "unet", _hash(mark, asdict(recipe)), learn)
     with atomic_folder(out) as new:
         folder.assemble(source, scratch / "unet", new)
-    shutil.rmtree(scratch)
+    _clear(scratch)
+
+
+def _clear(scratch: Path) -> None:
+    """Remove what was kept in ``scratch``, and the folder itself when nothing else is in it."""
+    for name in ("calibration.safetensors", "calibration.json", "calibration.mark", "unet.mark"):
+        (scratch / name).unlink(missing_ok=True)
+    for name in ("unet", "units"):
+        shutil.rmtree(scratch / name, ignore_errors=True)
+    if not any(scratch.iterdir()):
+        scratch.rmdir()
+
+
+def _overlap(a: Path, b: Path) -> bool:
+    """Whether one folder is the other, or inside it."""
+    one, other = a.resolve(), b.resolve()
+    return one == other or one in other.parents or other in one.parents
 
 
 def _hash(*parts: Any) -> str:
@@ -86,8 +105,7 @@ def _once(scratch: Path, name: str, mark: str, make: Callable[[], None]) -> None
 
 def _refuse_to_overwrite(source: Path, out: Path) -> None:
     """InputError unless ``out`` is free, or holds an older result of the same command."""
-    one, other = source.resolve(), out.resolve()
-    if one == other or one in other.parents or other in one.parents:
+    if _overlap(source, out):
         raise InputError(f"{out}: must be outside {source}, which stays as it is")
     if out.is_dir() and any(out.iterdir()):
         try:

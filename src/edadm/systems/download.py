@@ -24,6 +24,7 @@ from huggingface_hub import get_token
 from tqdm import tqdm
 
 from edadm.errors import InputError
+from edadm.files import atomic_write, read_json
 from edadm.params import FileParams
 
 FOLDER = "EDADM_CHECKPOINTS"  # the environment variable that names the folder of originals
@@ -155,16 +156,22 @@ def _note(part: Path) -> Path:
     return part.with_name(f"{part.name}.json")
 
 
+def _noted(note: Path) -> dict[str, str]:
+    """What is noted; nothing when the note is missing or damaged."""
+    try:
+        return read_json(note)
+    except InputError:
+        return {}
+
+
 def _transfer(url: str, part: Path, file: FileParams) -> None:
     """One connection: append what is missing to ``part``, or begin anew when the server cannot or the file changed."""
     note = _note(part)
-    known = json.loads(note.read_text()) if note.exists() and part.exists() else {}
-    have = part.stat().st_size if known.get("url") == url else 0
+    known = _noted(note) if part.exists() else {}
+    have = part.stat().st_size if known.get("url") == url and known.get("version") else 0
     headers = {"Accept-Encoding": "identity", **_log_in(url)}
-    if have:
-        headers["Range"] = f"bytes={have}-"
-        if known.get("etag"):
-            headers["If-Range"] = known["etag"]
+    if have:  # without a version to compare, two files could be joined
+        headers |= {"Range": f"bytes={have}-", "If-Range": known["version"]}
     try:
         with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
             if response.status_code == 416:  # nothing is left to send, or the part is longer than the file
@@ -177,15 +184,18 @@ def _transfer(url: str, part: Path, file: FileParams) -> None:
             resumed = response.status_code == 206 and response.headers.get("Content-Range", "").startswith(
                 f"bytes {have}-"
             )
-            etag = response.headers.get("ETag", "")
-            note.write_text(json.dumps({"url": url, "etag": "" if etag.startswith("W/") else etag}))
+            etag = response.headers.get("ETag", "W/")  # a weak one does not tell bytes apart
+            version = response.headers.get("Last-Modified", "") if etag.startswith("W/") else etag
             length = int(response.headers.get("Content-Length", 0))
             start = have if resumed else 0
             _check_space(part, length, file)
-            with part.open("ab" if resumed else "wb") as out:
+            with part.open("ab" if resumed else "wb") as out:  # an old part is gone before its note is
+                atomic_write(note, json.dumps({"url": url, "version": version}))
                 _copy(response, out, file.name, start, start + length)
     except requests.RequestException as error:
         raise _BrokenOffError(" ".join(str(error).split())[:200]) from error
+    except OSError as error:
+        raise InputError(f"{part}: cannot be written ({error}); run this again to go on from there") from error
 
 
 def _log_in(url: str) -> dict[str, str]:
@@ -257,7 +267,9 @@ def unpack(archive: Path, member: str, out: Path) -> None:
                 raise InputError(f"{archive}: {member} would take {info.file_size} bytes, more than the {room} allowed")
             with opened.open(info) as packed, out.open("wb") as plain:  # reads no more than file_size
                 shutil.copyfileobj(packed, plain, CHUNK)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError) as error:
+    except OSError as error:
+        raise InputError(f"{out}: {member} cannot be written ({error}); {archive} is kept") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise InputError(
             f"{archive}: a damaged zip file ({' '.join(str(error).split())}); remove it, and it is downloaded again"
         ) from error

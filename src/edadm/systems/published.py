@@ -38,7 +38,7 @@ def build(params: OriginalParams, out: Path) -> None:
 def build_random(params: OriginalParams, out: Path, seed: int = 0) -> None:
     """The same folder in full size with random weights, from no file: for timing and testing every later stage."""
     with atomic_folder(out) as folder:
-        originals.random_checkpoint(params.format, folder / _MADE, seed)
+        originals.random_checkpoint(params.format, folder / _MADE, seed, side=params.side)
         _flatten(folder)
         if set(TEXT_FILES) <= set(params.files):
             from edadm.systems import text

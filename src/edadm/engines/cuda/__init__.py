@@ -14,7 +14,7 @@ from typing import Any
 
 from edadm.errors import InputError
 from edadm.files import atomic_folder, read_json, write_json
-from edadm.quantization import checkpoint
+from edadm.quantization import autoencoder, checkpoint, network
 
 FORMAT_VERSION = 1
 FILES = ("config.json", "model.safetensors")
@@ -23,6 +23,8 @@ FILES = ("config.json", "model.safetensors")
 def deploy(quantized: Path, out: Path) -> None:
     """Build the engine folder ``out`` from a checkpoint folder, quantized or full-precision; this needs no GPU."""
     loaded = checkpoint.load(quantized)
+    if (Path(quantized) / autoencoder.FOLDER).is_dir():
+        raise InputError(f"{quantized}: its autoencoder is quantized, which only the cpu engine executes")
     with atomic_folder(Path(out)) as folder:
         for name in FILES:
             shutil.copyfile(Path(quantized) / name, folder / name)
@@ -30,6 +32,7 @@ def deploy(quantized: Path, out: Path) -> None:
             "format_version": FORMAT_VERSION,
             "device": "cuda",
             "quantized_sha256": checkpoint.fingerprint(quantized),
+            "inputs": list(network.arguments(loaded.config)),
             "layers": list(loaded.layers),
             "attention": list(loaded.attention),
             "versions": {name: _version(name) for name in ("torch", "triton", "diffusers")},

@@ -13,16 +13,19 @@ from edadm.systems.originals.architectures import PUBLISHED, SCALES, Widths
 from edadm.systems.originals.parts import CLASS_ROWS, check_kind, parts, write, write_classes
 
 
-def random_checkpoint(kind: str, out: Path, seed: int = 0, widths: Widths | None = None) -> None:
+def random_checkpoint(
+    kind: str, out: Path, seed: int = 0, widths: Widths | None = None, side: int | None = None
+) -> None:
     """Write a checkpoint folder of the published architecture, full size, with random weights.
 
     The weights are those of torch's initialization in distribution, each tensor from its own generator, so that the
-    same seed gives the same bytes. One network at a time is in memory. ``widths`` makes a narrower one.
+    same seed gives the same bytes. One network at a time is in memory. ``widths`` makes a narrower one, ``side``
+    one for images (or latents) of another size.
     """
     check_kind(kind)
     widths = widths or PUBLISHED[kind]
     with atomic_folder(out) as folder:
-        found = parts(kind, widths, SCALES.get(kind, 1.0))
+        found = parts(kind, widths, SCALES.get(kind, 1.0), side)
         write(folder, kind, found, lambda part: {name: _random(seed, name, part.shapes) for name in part.shapes})
         if widths.classes:
             rows = torch.randn(widths.classes + 1, widths.context, generator=_generator(seed, CLASS_ROWS))
