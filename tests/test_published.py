@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,12 +9,13 @@ import numpy as np
 import published_project
 import pytest
 import torch
+from command_line import call
 from evaluation_helpers import write_samples
 from fileserver import FileServer, serving
 from safetensors.torch import load_file
 from torch import nn
 
-from edadm import cli, params
+from edadm import params
 from edadm.errors import InputError
 from edadm.evaluation import samples
 from edadm.params.schema import FORMATS
@@ -46,16 +46,6 @@ def project(home: Path, server: FileServer, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv(download.FOLDER, raising=False)
     server.asked.clear()
     return home
-
-
-def call(*words: str) -> int:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["edadm", *words])
-        try:
-            cli.main()
-        except SystemExit as exit_:
-            return exit_.code or 0
-    return 0
 
 
 def recipe(kind: str, variant: str) -> str:
