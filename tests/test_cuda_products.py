@@ -14,7 +14,7 @@ from edadm.engines.cuda import engine, layout
 from edadm.engines.cuda.layers import Convolution, Linear, make_layer
 from edadm.engines.cuda.quantize import quantize
 from edadm.engines.cuda.tiles import INTERPRETED
-from edadm.quantization.checkpoint import unpack
+from edadm.quantization.integer_layer import unpack
 
 DEVICE = engine.device()
 # the relative error of rounding once; Triton's interpreter truncates to bfloat16, where the GPU rounds to nearest
