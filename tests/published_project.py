@@ -17,6 +17,7 @@ from fileserver import FileServer
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from edadm.evaluation import real_images
+from edadm.systems import text
 
 ROOT = Path(__file__).parent.parent
 WORDS = ["a", "an", "the", "cat", "dog", "sits", "on", "in", "red", "blue", "tree", "house", "car"]
@@ -45,6 +46,13 @@ def text_files(folder: Path) -> dict[str, Path]:
     for name, content in contents.items():
         (folder / name).write_text(content)
     return {name: folder / name for name in contents}
+
+
+def add_text(folder: Path) -> None:
+    """Give a converted text-to-image checkpoint what comes in files of its own: a tokenizer and prompts."""
+    files = text_files(folder / "files")
+    text.write(folder, files["vocabulary"], files["merges"], text.captions(files["captions"]))
+    shutil.rmtree(folder / "files")
 
 
 class _Blank(FeatureExtractorInceptionV3):
