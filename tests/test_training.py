@@ -54,8 +54,8 @@ def test_a_latent_class_conditional_system(tmp_path: Path, few_images: np.ndarra
     assert [rows(tmp_path / name)[1][0] for name in ("vae/training.csv", "training.csv")] == ["32", "24"]
     # latents times the scaling factor have a standard deviation of 1
     images = torch.from_numpy(few_images).permute(0, 3, 1, 2) / 127.5 - 1
-    encoded = autoencoder.encode(trained.autoencoder, images, seed=0)
-    assert (encoded * trained.autoencoder.config.scaling_factor).std().item() == pytest.approx(1, rel=1e-4)
+    encoded = autoencoder.encode(system.load_autoencoder(tmp_path), images, seed=0)
+    assert (encoded * trained.scale).std().item() == pytest.approx(1, rel=1e-4)
 
 
 def test_an_autoencoder_learns_and_its_divergence_is_the_closed_form() -> None:
