@@ -30,7 +30,7 @@ CSVS = {
     "table of quality": ("run", "system", "variant", "n", "fid"),
     "table of sizes": ("system", "variant", "fp32_bytes"),
     "table of latencies": ("system", "device", "configuration"),
-    "table of exactness": ("system", "variant", "layers_in_graph"),
+    "table of exactness": ("system", "variant", "network", "layers_in_graph"),
     "training curve": ("images", "loss"),
 }
 
