@@ -192,7 +192,11 @@ class QuantizedLayer(nn.Module):
             return self.product(self.rounded(x), self.bias, layer.padding)
         if layer.input_bits < 8:
             x = x.clamp(max=self.greatest())
-        return self.product(quantized(x, self.scale, self.zero), self.bias, layer.padding)
+        return self.on_grid(x)
+
+    def on_grid(self, x: Tensor) -> Tensor:
+        """The layer of x, whose integers have 8 bits and are not larger than the grid."""
+        return self.product(quantized(x, self.scale, self.zero), self.bias, self.layer.padding)
 
     def rounded(self, x: Tensor) -> Tensor:
         """X on the layer's grid, by ordinary nodes."""
@@ -225,16 +229,11 @@ class CentredLayer(QuantizedLayer):
         bias = 0.0 if layer.bias is None else layer.bias.double()
         self.register_buffer("moved_bias", (bias + self.centre * sums).float())
 
-    def forward(self, x: Tensor, *_: Any) -> Tensor:
-        """Take x float32 in the layer's input layout to float32."""
-        layer = self.layer
-        if layer.input_bits == 16:
-            return self.product(self.rounded(x), self.bias, layer.padding)
-        if layer.input_bits < 8:
-            x = x.clamp(max=self.greatest())
+    def on_grid(self, x: Tensor) -> Tensor:
+        """The same with the input moved, and padding as a node of its own, since it must add nothing."""
         x = x - self.centre
-        if any(layer.padding):
-            height, width = layer.padding
+        if any(self.layer.padding):
+            height, width = self.layer.padding
             x = F.pad(x, (width, width, height, height), value=-self.centre)
         return self.product(quantized(x, self.scale, self.zero), self.moved_bias, (0, 0))
 
