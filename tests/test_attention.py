@@ -20,6 +20,7 @@ from test_units import data as conditional_data
 from torch import Tensor, nn
 
 from edadm.engines import cpu, reference
+from edadm.engines.graph import product_nodes
 from edadm.errors import InputError
 from edadm.params import Recipe, Reconstruction
 from edadm.quantization import attention, checkpoint
@@ -140,7 +141,7 @@ def test_a_product_of_the_cpu_engine_is_exact(one: str, other: str, tokens: int,
     if one == "softmax":
         a = a.softmax(-1)
     ports = [op.parameter(list(x.shape), np.float32) for x in (a, b)]
-    graph = ov.Model([cpu.product_nodes(*(port.output(0) for port in ports), "here.q", one, other, SCALES)], ports)
+    graph = ov.Model([product_nodes(*(port.output(0) for port in ports), "here.q", one, other, SCALES)], ports)
     compiled = cpu.compile_graph(ov.Core(), graph, "f32", threads=1)
     if cpu.has_int8_dot():
         assert "here.q" in cpu.int8_names(compiled)

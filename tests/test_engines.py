@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from edadm import engines
+from edadm.engines.graph import build_graph, executed, layer_nodes, normalize_by_channels
 from edadm.engines.verify import relative_error
 from edadm.engines import verify, cpu, processor, reference
 from edadm.errors import InputError
@@ -74,7 +75,7 @@ def grid_inputs(layer, shape, extreme=False, seed=1):
 
 def compiled_layer(layer, shape, name="layer"):
     x = op.parameter(list(shape), np.float32)
-    graph = ov.Model([cpu.layer_nodes(x.output(0), name, layer)], [x])
+    graph = ov.Model([layer_nodes(x.output(0), name, layer)], [x])
     return cpu.compile_graph(ov.Core(), graph, "f32", threads=1)
 
 
@@ -161,7 +162,7 @@ def test_cpu_layer_of_any_width(bits, input_bits):
         x = x * 1.5  # beyond both ends of the grid
         x = (reference.quantize(x, layer) - layer.input_zero_point).float() * layer.input_scale + (x * 1e3).trunc()
         compiled = compiled_layer(layer, input_shape)
-        count = len(cpu.executed({"layer": layer}))
+        count = len(executed({"layer": layer}))
         assert count == (2 if input_bits == 16 else 1)
         assert cpu.int8_layers(compiled) == (count, count)
         found = torch.from_numpy(compiled([x.numpy()])[0])
@@ -319,7 +320,7 @@ def test_networks_with_other_inputs_are_refused(folders):
     loaded = checkpoint.load(folders / "fp32")
     for change in ({"class_embed_type": "identity"}, {"_class_name": "UNet3DConditionModel"}):
         with pytest.raises(InputError, match=next(iter(change.values()))):
-            cpu.build_graph(dataclasses.replace(loaded, config=loaded.config | change))
+            build_graph(dataclasses.replace(loaded, config=loaded.config | change))
 
 
 @pytest.fixture(scope="module")
@@ -353,7 +354,7 @@ def test_every_layer_of_a_conditional_network_is_exact(conditional):
     assert {"to_q", "to_k", "to_v", "proj_in", "proj_out", "proj"} <= kinds  # proj is GEGLU's
     inputs = (*tiny.inputs(4, channels=4), tiny.context(4, 3))
     result = verify.verify(conditional / "w4a8", conditional / "w4a8-cpu", *inputs, threads=1)
-    nodes = len(cpu.executed(loaded.layers))
+    nodes = len(executed(loaded.layers))
     assert (result["layers"], result["layers_in_int8"], result["layers_in_graph"]) == (len(loaded.layers), nodes, nodes)
     assert result["worst_layer_error"] <= 1e-6
     assert result["engine_to_reference"] <= max(2 * result["floor"], 0.05)
@@ -395,3 +396,20 @@ def test_split_layer_is_exact_on_the_cpu():
     for part, piece in zip(parts, x.split([5, 7], 1), strict=True):
         found = found + torch.from_numpy(compiled_layer(part, piece.shape)([piece.numpy()])[0])
     assert relative_error(found, module(x)) <= 1e-6
+
+
+@pytest.mark.parametrize("shape, groups", [((2, 16, 8, 8), 8), ((3, 12, 5, 7), 3), ((1, 8, 4, 4), 8), ((2, 6, 9), 2)])
+@pytest.mark.parametrize("mean", [0.0, 30.0])
+def test_group_normalization_by_channels(shape, groups, mean):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator) + mean
+    weight, bias = torch.randn(2, shape[1], generator=generator)
+    port = op.parameter([-1, *shape[1:]], np.float32)
+    normalized = op.group_normalization(port, weight.numpy(), bias.numpy(), groups, 1e-5)
+    model = ov.Model([normalized], [port])
+    normalize_by_channels(model)
+    compiled = cpu.compile_graph(ov.Core(), model, "f32", threads=1)
+    assert "MVN" not in {node.get_rt_info()["layerType"].astype(str) for node in compiled.get_runtime_model().get_ops()}
+    found = torch.from_numpy(compiled([x.numpy()])[0])
+    exact = F.group_norm(x.double(), groups, weight.double(), bias.double())
+    assert relative_error(found, exact) < 3e-7 * (1 + mean)  # float32 has no more digits of x - mean

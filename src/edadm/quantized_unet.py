@@ -13,6 +13,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
 
 from edadm.engines import cpu, reference
+from edadm.engines.graph import build_graph
 from edadm.errors import InputError
 from edadm.quantization import checkpoint, network
 from edadm.quantization.attention import integer_product
@@ -126,7 +127,7 @@ class QuantizedUNet(ModelMixin, ConfigMixin):
     def _compiled(self, batch: int, *size: int) -> Run:
         if size not in self._graphs:
             shapes = network.shapes(self.quantized.config, size)
-            self._graphs[size] = cpu.build_graph(self.quantized, shapes, ov.Type.f32)
+            self._graphs[size] = build_graph(self.quantized, shapes, ov.Type.f32)
         engine = cpu.compiled(self.quantized, self._graphs[size], batch, self.body, self.threads)
         return lambda x, t, *conditions: engine(x, t.float(), *conditions)  # some schedulers' steps have fractions
 

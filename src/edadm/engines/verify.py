@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edadm.engines import cpu, reference
+from edadm.engines.graph import executed, layer_nodes
 from edadm.errors import InputError
 from edadm.quantization import checkpoint
 from edadm.quantization.integer_layer import IntegerLayer
@@ -65,9 +66,9 @@ def layer_error(name: str, layer: IntegerLayer, integers: Tensor) -> float:
     """Relative error of the CPU engine's layer against exact integer arithmetic on the same integers."""
     x = (integers - layer.input_zero_point).float() * layer.input_scale
     port = op.parameter(list(x.shape), np.float32)
-    graph = ov.Model([cpu.layer_nodes(port.output(0), name, layer)], [port])
+    graph = ov.Model([layer_nodes(port.output(0), name, layer)], [port])
     compiled = cpu.compile_graph(ov.Core(), graph, "f32", threads=1)
-    if not set(cpu.executed({name: layer})) <= cpu.int8_names(compiled):
+    if not set(executed({name: layer})) <= cpu.int8_names(compiled):
         raise InputError(f"{name}: the engine does not run this layer in int8")
     return relative_error(torch.from_numpy(compiled([x.numpy()])[0]), reference.IntegerReference(layer)(x))
 
