@@ -18,7 +18,7 @@ test: .venv/ready data
 	@$(ACTIVATE) ruff format --check .
 	@$(ACTIVATE) snakefmt --check Snakefile workflow/rules
 	@$(ACTIVATE) snakemake --lint
-	@$(ACTIVATE) python -m pytest -q
+	@$(ACTIVATE) python -m pytest -q -n $(CORES) --dist worksteal
 
 # a published system at full size: minutes and gigabytes
 test-slow: .venv/ready data
