@@ -10,6 +10,8 @@ import torch  # noqa: E402
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when it is imported
 
+from workspace import bin_folder, finished, space  # noqa: F401, E402 (fixtures)
+
 import edadm  # noqa: F401, E402
 
 torch.set_num_threads(1)

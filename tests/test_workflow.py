@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,151 +13,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from workspace import EVERYTHING, GATHERED, PER_RUN, PIPED, PUBLISHED, ROOT, RUNS, SYSTEM, Workspace, families
 
-ROOT = Path(__file__).parent.parent
-FILES = (
-    "Snakefile",
-    "dvc.yaml",
-    "full",
-    "ablation",
-    "published",
-    "training",
-    "workflow",
-    "profiles",
-    "env.yaml",
-    ".gitignore",
-    ".dvcignore",
-)
-SYSTEM = "fashion-ddim"
-RUNS = (f"{SYSTEM}-fp32", f"{SYSTEM}-w4a8")
-PUBLISHED = "cifar10-ddim"
-PER_RUN = ("reconstruction", "deployment", "verification", "samples", "metrics")
-GATHERED = {f"latency@{SYSTEM}-cpu", "tables", "report"}
-OF_SYSTEM = {f"checkpoint@{SYSTEM}", f"reference@{SYSTEM}", f"calibration@{SYSTEM}-tdac"}
 AFTER_W4A8 = {f"{family}@{SYSTEM}-w4a8" for family in PER_RUN} | GATHERED
 OUTPUTS = {"reconstruction": "quantized", "samples": "samples"}
-PIPED = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
 QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-EVERYTHING = {f"{family}@{run}" for family in PER_RUN for run in RUNS} | GATHERED | OF_SYSTEM
-
-
-class Workspace:
-    """A copy of the project with a stub for `edadm`, in its own git repository."""
-
-    def __init__(self, folder: Path, bin_folder: Path) -> None:
-        self.folder, self.log = folder, folder.with_name(f"{folder.name}.log")
-        own = folder.with_name(f"{folder.name}.home")
-        path = os.pathsep.join([str(bin_folder), str(Path(sys.executable).parent), os.environ["PATH"]])
-        self.environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "SNAKEMAKE_"))},
-            **{"PATH": path, "HOME": str(own), "XDG_CACHE_HOME": str(own), "PYTHONPATH": str(ROOT / "src")},
-            **{"STUB_LOG": str(self.log), "DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(own)},
-            **{
-                "GIT_AUTHOR_NAME": "t",
-                "GIT_AUTHOR_EMAIL": "t@t",
-                "GIT_COMMITTER_NAME": "t",
-                "GIT_COMMITTER_EMAIL": "t@t",
-            },
-        }
-
-    def call(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(words, cwd=self.folder, env=self.environment, **PIPED)
-        assert not check or done.returncode == 0, f"{words}\n{done.stdout[-6000:]}"
-        return done
-
-    def snakemake(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        return self.call("snakemake", "--cores", "1", *words, check=check)
-
-    @staticmethod
-    def to(stage: str) -> list[str]:
-        """The command that runs what one stage needs."""
-        return ["snakemake", "--cores", "1", f".stamps/{stage}"]
-
-    def announced(self, *words: str) -> set[str]:
-        """The stages that `snakemake -n` says it would run."""
-        output = self.snakemake("-n", *words).stdout
-        return set(re.findall(r"(?:output|Missing output files): \.stamps/(?!shards/)([^\s;]+)", output))
-
-    def ran(self) -> list[str]:
-        """The stages whose commands ran since the last call, without the jobs of single shards."""
-        lines = self.log.read_text().splitlines() if self.log.exists() else []
-        self.log.unlink(missing_ok=True)
-        return sorted(line for line in lines if " " not in line)
-
-    def edit(self, file: str, old: str, new: str) -> None:
-        path = self.folder / file
-        assert old in path.read_text()
-        path.write_text(path.read_text().replace(old, new, 1))
-
-
-def source_dependencies() -> set[str]:
-    """All files of dvc.yaml that no stage makes, for the runs of params.yaml."""
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())["systems"][SYSTEM]
-    known = {"${item.checkpoint.source}": params["checkpoint"]["source"]}
-    known["${item.reference.statistics}"] = params["reference"]["statistics"]
-    return {known.get(dep, dep) for stage in families().values() for dep in stage["deps"] if "results/" not in dep}
-
-
-def families() -> dict[str, dict]:
-    """Each stage family of the five DVC files, as written there."""
-    found = {}
-    for path in (ROOT / folder / "dvc.yaml" for folder in ("", "full", "ablation", "published", "training")):
-        for name, stage in yaml.safe_load(path.read_text())["stages"].items():
-            found[name] = stage.get("do", stage)
-    return found
-
-
-@pytest.fixture(scope="session")
-def bin_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bin")
-    stub = (ROOT / "tests" / "stub_edadm.py").read_text()
-    (folder / "edadm").write_text(f"#!{sys.executable}\n{stub}")
-    (folder / "edadm").chmod(0o755)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory, bin_folder: Path) -> Workspace:
-    """A workspace in which everything has run once; never changed, only copied."""
-    space = Workspace(tmp_path_factory.mktemp("finished") / "project", bin_folder)
-    space.folder.mkdir()
-    for name in FILES:
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
-        copy(ROOT / name, space.folder / name)
-    (space.folder / ".dvc").mkdir()
-    for name in ("config", ".gitignore"):
-        shutil.copy2(ROOT / ".dvc" / name, space.folder / ".dvc" / name)
-    for name in source_dependencies():
-        path = space.folder / name if Path(name).suffix else space.folder / name / "data.bin"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{name}\n")
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    params["runs"] = {key: params["runs"][key] for key in RUNS}
-    params["systems"] = {SYSTEM: params["systems"][SYSTEM]}
-    params["pipeline"] = {"systems": [SYSTEM], "calibrators": ["tdac"], "devices": ["cpu"]}
-    params["systems"][SYSTEM]["sampling"] |= {"shard": 2, "images": {"demo": 3, "full": 4}}
-    params["ablation"] |= {"seeds": [100, 200], "calibrators": ["uniform"], "variants": {"w4a8-fbr": "uniform"}}
-    params["ablation"]["rows"] = ["fp32", "w4a8", "w4a8-fbr"]
-    params["variants"]["w4a8"]["reconstruction"]["iterations"] = 400
-    params["engine"]["threads"] = 1
-    published = params["published"]
-    published["systems"] = {PUBLISHED: published["systems"][PUBLISHED]}
-    published["systems"][PUBLISHED]["sampling"] |= {"shard": 2, "images": {"demo": 1, "full": 3}}
-    published["runs"] = {f"{PUBLISHED}-{v}": published["runs"][f"{PUBLISHED}-{v}"] for v in ("fp32", "w4a8")}
-    (space.folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    space.call("git", "init", "-q")
-    space.first = space.snakemake()
-    space.first_ran = space.log.read_text().splitlines()
-    space.call("git", "add", "-A")
-    space.call("git", "commit", "-qm", "all ran")
-    return space
-
-
-@pytest.fixture
-def space(finished: Workspace, bin_folder: Path, tmp_path: Path) -> Workspace:
-    """A copy of the finished workspace."""
-    subprocess.run(["cp", "-a", finished.folder, tmp_path / "project"], check=True)
-    return Workspace(tmp_path / "project", bin_folder)
 
 
 def test_first_run_makes_everything_once(finished: Workspace) -> None:
