@@ -14,7 +14,10 @@ import originals
 import torch
 import yaml
 from fileserver import FileServer
+from PIL import Image
+from safetensors.torch import save_file
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from transformers import CLIPConfig, CLIPModel
 
 from edadm.evaluation import real_images
 from edadm.systems import text
@@ -84,6 +87,42 @@ def cifar_archive(path: Path, images: np.ndarray) -> Path:
     return path
 
 
+def narrow_clip(path: Path) -> CLIPModel:
+    """A CLIP of few channels that knows the words of ``text_files``, its weights written to ``path``."""
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 1}
+    words = {"vocab_size": 54, "bos_token_id": 52, "eos_token_id": 53, "pad_token_id": 53}
+    torch.manual_seed(0)
+    config = CLIPConfig(
+        text_config=sizes | words | {"projection_dim": 32},
+        vision_config=sizes | {"patch_size": 8, "image_size": 32, "projection_dim": 32},
+        projection_dim=32,
+    )
+    model = CLIPModel(config).eval()
+    save_file(model.state_dict(), path)
+    return model
+
+
+def _real_images(folder: Path, settings: dict, images: np.ndarray, server: FileServer) -> None:
+    """Put real images where a system's ``reference`` looks for them: CIFAR-10's archive, a zip, or a folder."""
+    if settings.get("size"):
+        settings["size"] = 64
+    if "file" not in settings:
+        (folder / settings["images"]).mkdir(parents=True)
+        for number, image in enumerate(images):
+            Image.fromarray(image).save(folder / settings["images"] / f"{number}.png")
+        return
+    path = folder / "served" / settings["file"]["name"]
+    if path.suffix != ".zip":
+        cifar_archive(path, images)
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            for number, image in enumerate(images):
+                content = io.BytesIO()
+                Image.fromarray(image).save(content, "png")
+                archive.writestr(f"val2014/{number:012d}.png", content.getvalue())
+    _served(server, settings["file"], path)
+
+
 def _served(server: FileServer, description: dict, path: Path) -> None:
     """Serve ``path`` in the place of a described file, zipped where that one is."""
     if description.get("member"):
@@ -112,16 +151,21 @@ def write(folder: Path, server: FileServer) -> dict:
         settings["checkpoint"]["side"] = 16
         settings["sampler"]["steps"] = 4
         settings["calibration"] |= {"samples": 6, "batch": 4}
-        settings["sampling"] |= {"seed": 10, "batch": 2, "shard": 2, "images": {"demo": 3, "full": 3}}
-    inception = params["published"]["tools"]["inception"]
-    _served(server, inception, untrained_inception(folder / "served" / "inception.pth"))
-    cifar = params["published"]["systems"]["cifar10-ddim"]
-    cifar["sampling"]["images"]["demo"] = 10  # enough for every measure
-    images = np.random.default_rng(0).integers(0, 256, (10, 32, 32, 3), dtype=np.uint8)
-    _served(server, cifar["reference"]["file"], cifar_archive(folder / "served" / "cifar.tar.gz", images))
+        # ten images are the fewest that every measure takes
+        settings["sampling"] |= {"seed": 10, "batch": 4, "shard": 4, "images": {"demo": 10, "full": 10}}
+    tools = params["published"]["tools"]
+    _served(server, tools["inception"], untrained_inception(folder / "served" / "inception.pth"))
+    narrow_clip(folder / "served" / "clip.safetensors")
+    _served(server, tools["clip"], folder / "served" / "clip.safetensors")
+    for number, settings in enumerate(params["published"]["systems"].values()):
+        images = np.random.default_rng(number).integers(0, 256, (10, 32, 32, 3), dtype=np.uint8)
+        _real_images(folder, settings["reference"], images, server)
+    runs = params["published"]["runs"]
+    params["published"]["runs"] = {name: run for name, run in runs.items() if run["variant"] != "w8a8"}
     for recipe in params["variants"].values():
         recipe.setdefault("reconstruction", {}).update({"iterations": 1, "batch": 2})
     params["engine"]["threads"] = 1
+    params["latency"] = {"rounds": 1, "batches": [1]}
     params["metrics"] = {"kid_subsets": 2, "kid_subset_size": 3, "neighbours": 1}
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     shutil.rmtree(folder / "served")

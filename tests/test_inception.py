@@ -10,10 +10,10 @@ import torch
 import torch_fidelity
 from evaluation_helpers import bars, untrained_extractor, write_samples
 from PIL import Image
-from published_project import cifar_archive, text_files, untrained_inception
+from published_project import cifar_archive, narrow_clip, text_files, untrained_inception
 from safetensors.torch import save_file
 from torch.nn import functional as F
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from edadm.errors import InputError
 from edadm.evaluation import metrics, real_images, reference
@@ -136,17 +136,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, CLIPMode
     written = text_files(folder)
     (folder / "vocab.json").write_text(written["vocabulary"].read_text())
     (folder / "merges.txt").write_text(written["merges"].read_text())
-    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 1}
-    words = {"vocab_size": 54, "bos_token_id": 52, "eos_token_id": 53, "pad_token_id": 53}
-    torch.manual_seed(0)
-    model = CLIPModel(
-        CLIPConfig(
-            text_config=sizes | words | {"projection_dim": 32},
-            vision_config=sizes | {"patch_size": 8, "image_size": 32, "projection_dim": 32},
-            projection_dim=32,
-        )
-    ).eval()
-    save_file(model.state_dict(), folder / "clip.safetensors")
+    model = narrow_clip(folder / "clip.safetensors")
     return folder / "clip.safetensors", folder, model
 
 

@@ -1,5 +1,6 @@
 """The published systems from narrow originals on a local server to images, and the project's settings for them."""
 
+import csv
 import json
 import shutil
 from collections.abc import Iterator
@@ -10,7 +11,6 @@ import published_project
 import pytest
 import torch
 from command_line import call
-from evaluation_helpers import write_samples
 from fileserver import FileServer, serving
 from safetensors.torch import load_file
 from torch import nn
@@ -52,22 +52,28 @@ def recipe(kind: str, variant: str) -> str:
     return params.load("params.yaml").published.runs[f"{kind}-{variant}"].recipe
 
 
-def quantize_and_draw(kind: str, variant: str, of_system: Path) -> Path:
-    """From the calibration set to images; the folder of the images."""
+def through_the_stages(kind: str, variant: str, of_system: Path) -> tuple[Path, dict]:
+    """From the calibration set to numbers; the folder of the images, and their metrics."""
     folder = of_system / variant
     shared = ("--checkpoint", str(of_system / "checkpoint"), "--scratch", str(folder / "scratch"))
     calibration = ("--calibration", str(of_system / "tdac.safetensors"))
-    out = {name: str(folder / name) for name in ("quantized", "engine", "samples")}
-    assert call("reconstruct", kind, recipe(kind, variant), *shared, *calibration, "--out", out["quantized"]) == 0
-    assert call("deploy", "--quantized", out["quantized"], "--out", out["engine"]) == 0
-    drawing = ("--engine", out["engine"], "--protocol", "full", *shared, "--out", out["samples"])
-    assert call("sample", kind, *drawing) == 0
-    return folder / "samples"
+    quantized, engine, drawn = (str(folder / name) for name in ("quantized", "engine-cpu", "samples"))
+    assert call("reconstruct", kind, recipe(kind, variant), *shared, *calibration, "--out", quantized) == 0
+    assert call("deploy", "--quantized", quantized, "--out", engine) == 0
+    checked = ("--images", "2", "--out", str(folder / "verification.json"))
+    assert call("verify", "--quantized", quantized, "--engine", engine, *calibration, *checked) == 0
+    assert call("sample", kind, "--engine", engine, "--protocol", "full", *shared, "--out", drawn) == 0
+    compared = ("--fp32", str(of_system / "fp32" / "samples"), "--reference", str(of_system / "reference.npz"))
+    told = (*shared[:2], "--protocol", "full", "--out", str(folder / "metrics.json"))
+    assert call("metrics", kind, variant, "--samples", drawn, *compared, *told) == 0
+    return Path(drawn), json.loads((folder / "metrics.json").read_text())
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_from_a_url_to_images(project: Path, kind: str) -> None:
-    of_system = project / "results" / kind
+def test_from_a_url_to_tables(project: Path, kind: str) -> None:
+    """Originals, real images and the metrics' networks in their true formats, narrow or with random weights."""
+    results = project / f"results-{kind}"
+    of_system = results / kind
     assert call("checkpoint", kind, "--out", str(of_system / "checkpoint")) == 0
     calibration = of_system / "tdac.safetensors"
     made = ("--checkpoint", str(of_system / "checkpoint"), "--out", str(calibration))
@@ -77,31 +83,49 @@ def test_from_a_url_to_images(project: Path, kind: str) -> None:
     assert json.loads(calibration.with_suffix(".json").read_text())["steps"] == calls
     rows = 6 if settings.sampler.guidance == 1 else 12
     assert len(load_file(calibration)["x"]) == rows
-    drawn = samples.open_folder(quantize_and_draw(kind, "w4a8", of_system), range(10, 13))
+    assert call("reference", kind, "--out", str(of_system / "reference.npz")) == 0
+    assert len(np.load(of_system / "reference.npz")["features"]) == 10
+
+    full_precision = through_the_stages(kind, "fp32", of_system)[1]
+    folder, quantized = through_the_stages(kind, "w4a8", of_system)
+    drawn = samples.open_folder(folder, range(10, 20))
     scale = {"cifar10-ddim": 1, "church-ldm8": 8, "coco-sd14": 8}.get(kind, 4)
     assert drawn.shape == (16 * scale, 16 * scale, 3)
-    images = np.concatenate(list(samples.batches(drawn, 3)))
+    images = np.concatenate(list(samples.batches(drawn, 10)))
     assert all(image.std() > 1 for image in images) and not np.array_equal(images[0], images[1])
     assert (drawn.labels is not None) == (kind == "imagenet-ldm4")
     assert (drawn.captions is not None) == (kind == "coco-sd14")
-    loaded = system.load(of_system / "checkpoint")
     if drawn.captions is not None:
-        assert drawn.captions.tolist() == loaded.prompts(range(10, 13))
+        assert drawn.captions.tolist() == system.load(of_system / "checkpoint").prompts(range(10, 20))
+    assert full_precision["psnr_fp32"] is None and 0 < quantized["psnr_fp32"] < 100
+    for measured in (full_precision, quantized):
+        assert measured["n"] == 10 and measured["fid"] > 0 and measured["extractor"] == "inception"
+        assert measured["extractor_sha256"] == params.load("params.yaml").published.tools["inception"].sha256
+        assert ("clip_score" in measured) == (kind == "coco-sd14")
+
+    timed = ("--checkpoint", str(of_system / "checkpoint"), "--results", str(results))
+    assert call("latency", kind, *timed, "--out", str(of_system / "latency-cpu.json")) == 0
+    gathered = ("--published", "--results", str(results), "--out")
+    assert call("tables", *gathered, str(results / "tables")) == 0
+    with (results / "tables" / "quality.csv").open(newline="") as file:
+        table = {row["run"]: row for row in csv.DictReader(file)}
+    assert set(table) == {f"{kind}-fp32", f"{kind}-w4a8"}
+    assert float(table[f"{kind}-w4a8"]["fid_ratio"]) == pytest.approx(quantized["fid"] / full_precision["fid"], 1e-4)
+    with (results / "tables" / "exactness.csv").open(newline="") as file:
+        (exact,) = csv.DictReader(file)
+    assert exact["layers_in_int8"] == exact["layers_in_graph"] and float(exact["worst_layer_error"]) <= 1e-6
+    assert call("report", *gathered, str(results / "published.html")) == 0
+    page = (results / "published.html").read_text()
+    assert f"{quantized['fid']:.2f}" in page and "not run here" in page
 
 
-def test_quality_from_a_url_to_numbers(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Inception in its true file format with random weights, CIFAR-10's archive with few images."""
-    samples = project / "measured"
-    images = np.random.default_rng(1).integers(0, 256, (10, 32, 32, 3), dtype=np.uint8)
-    write_samples(samples, images, 4, seed=10)
-    reference, out = project / "reference.npz", project / "metrics.json"
-    assert call("reference", "cifar10-ddim", "--out", str(reference)) == 0
-    given = ("--samples", str(samples), "--fp32", str(samples), "--reference", str(reference), "--out", str(out))
-    assert call("metrics", "cifar10-ddim", "w4a8", *given) == 0
-    measured = json.loads(out.read_text())
-    assert measured["n"] == 10 and measured["fid"] > 0 and measured["extractor"] == "inception"
-    assert measured["extractor_sha256"] == params.load("params.yaml").published.tools["inception"].sha256
-    missing = refused(capsys, "reference", "bedroom-ldm4", "--out", str(project / "none.npz"))
+def test_real_images_that_are_not_there(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    here = Path(params.load("params.yaml").system("bedroom-ldm4").reference.images)
+    here.rename("moved")
+    try:
+        missing = refused(capsys, "reference", "bedroom-ldm4", "--out", str(project / "none.npz"))
+    finally:
+        Path("moved").rename(here)
     assert "no real images of bedroom-ldm4" in missing and "docs/published-systems.md" in missing
 
 

@@ -119,10 +119,11 @@ def latency(params: Params, system: str, device: str, folder: Path, results: Pat
 @click.option("--out", type=FOLDER, required=True)
 @with_params
 def tables(params: Params, results: Path, protocol: str, published: bool, out: Path) -> None:
-    """Gather what was measured into CSV tables."""
+    """Gather what was measured into CSV tables; of the published systems, what was measured so far."""
     from edadm.report import tables as writer
 
-    writer.write(params.of_published() if published else params, results, out, protocol)
+    listed = writer.measured(params.of_published(), results) if published else params
+    writer.write(listed, results, out, protocol)
 
 
 @click.command()

@@ -1,7 +1,6 @@
 """``report.html``: everything about the listed runs on one page that needs no other file and no network."""
 
 import csv
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -246,9 +245,7 @@ def write(params: Any, results: Path, out: Path, published: bool = False) -> Non
     results = Path(results)
     others = published_numbers.beside(params, results) if published else []
     if published:
-        params = replace(
-            params, runs={key: run for key, run in params.runs.items() if tables.has_metrics(run, results)}
-        )
+        params = tables.measured(params, results)
     rows = {
         "quality": tables.quality(params, results),
         "size": tables.size(params, results),

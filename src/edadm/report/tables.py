@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,13 @@ def ratio(value: float | None, base: float | None) -> float | None:
     return value / base if value is not None and base else None
 
 
-def has_metrics(run: Any, results: Path) -> bool:
-    """Whether a run was measured."""
-    return (results / run.system / run.variant / METRICS_FILE["demo"]).exists()
+def measured(params: Any, results: Path) -> Any:
+    """``params`` with those runs alone that have metrics."""
+
+    def has_metrics(run: Any) -> bool:
+        return (results / run.system / run.variant / METRICS_FILE["demo"]).exists()
+
+    return replace(params, runs={name: run for name, run in params.runs.items() if has_metrics(run)})
 
 
 def quality(params: Any, results: Path, protocol: str = "demo") -> list[dict[str, Any]]:
