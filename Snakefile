@@ -54,6 +54,7 @@ for system in config["pipeline"]["systems"]:
         input:
             [stages.stamp(f"metrics@{key}") for key, run in config["runs"].items() if run["system"] == system],
             [stages.stamp(f"verification@{key}") for key, run in config["runs"].items() if run["system"] == system],
+            [stages.stamp(f"layer-errors@{key}") for key, run in config["runs"].items() if run["system"] == system],
             [stages.stamp(f"latency@{system}-{device}") for device in config["pipeline"]["devices"]],
 
 
@@ -73,7 +74,7 @@ for system in config["published"]["systems"]:
                 stages.stamp(f"{family}-published@{key}")
                 for key, run in config["published"]["runs"].items()
                 if run["system"] == system
-                for family in ("metrics", "verification")
+                for family in ("metrics", "verification", "layer-errors")
             ],
             stages.stamp(f"latency-published@{system}"),
 

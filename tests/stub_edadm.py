@@ -54,7 +54,7 @@ if command == "calibrate":
     out.with_suffix(".json").write_text(json.dumps({"counts": content}))
 elif command in ("metrics", "latency", "verify"):
     out.write_text(json.dumps({"fid": int(content[:6], 16)}) + "\n")
-elif command in ("reference", "report", "ablation"):
+elif command in ("reference", "report", "ablation", "layer-errors"):
     out.write_text(content)
 else:
     folder = options["scratch"] if "shard" in options else out

@@ -86,6 +86,7 @@ def test_what_is_written_is_described(written: Path, path: str, kind: str, more:
     ("path", "kind"),
     [
         ("results/fashion-ddim/w8a8/metrics.json", "quality metrics"),
+        ("results/fashion-ddim/w8a8/layer-errors.csv", "errors of layers"),
         ("results/fashion-ddim/w8a8/verification.json", "comparison of an engine with exact integers"),
         ("results/fashion-ddim/latency-cpu.json", "latencies"),
         ("results/fashion-ddim/reference.json", "quality of held-out real images"),

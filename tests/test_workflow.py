@@ -25,9 +25,9 @@ def test_first_run_makes_everything_once(finished: Workspace) -> None:
     assert sorted(finished.first_ran) == sorted([*EVERYTHING, *shards])
     tracked = finished.call("git", "ls-files", "results").stdout.split()
     of_run = [
-        f"results/{SYSTEM}/{run.removeprefix(SYSTEM)[1:]}/{name}.json"
+        f"results/{SYSTEM}/{run.removeprefix(SYSTEM)[1:]}/{name}"
         for run in RUNS
-        for name in ("metrics", "verification")
+        for name in ("metrics.json", "verification.json", "layer-errors.csv")
     ]
     tables = [f"results/tables/{name}.csv" for name in ("exactness", "latency", "quality", "size")]
     assert sorted(tracked) == sorted([*of_run, f"results/{SYSTEM}/latency-cpu.json", *tables])
@@ -134,7 +134,7 @@ def test_killed_run_goes_on(space: Workspace, family: str) -> None:
         process.wait()
     space.log.with_name(stage).unlink()
     space.snakemake(f".stamps/{stage}")
-    before = [each for each in PER_RUN[: PER_RUN.index(family) + 1] if each != "verification"]
+    before = [each for each in PER_RUN[: PER_RUN.index(family) + 1] if each not in ("verification", "layer-errors")]
     assert set(space.ran()) == {f"{each}@{SYSTEM}-w4a8" for each in before}
     assert "Nothing to be done" in space.snakemake("-n", f".stamps/{stage}").stdout
     assert (space.folder / f"results/{SYSTEM}/w4a8/{OUTPUTS[family]}/data.bin").exists()
@@ -293,6 +293,20 @@ UNUSED = {
         "quantization/quantizer.py",
         "quantization/tdac.py",
     },
+    "layer-errors": {
+        "engines/__init__.py",
+        "engines/batches.py",
+        "engines/cpu.py",
+        "engines/graph.py",
+        "engines/processor.py",
+        "quantization/autoencoder.py",
+        "quantization/baselines.py",
+        "quantization/quantizer.py",
+        "quantization/tdac.py",
+        "systems/class_embedder.py",
+        "systems/samplers.py",
+        "systems/text.py",
+    },
     "latency": {"engines/reference.py", "quantization/quantizer.py", "systems/samplers.py"},
 }
 # what only the published systems come from, are conditioned on or are measured with
@@ -305,6 +319,7 @@ COMMANDS = {
     "deployment": "deploy",
     "samples": "sample",
     "verification": "verify",
+    "layer-errors": "layer_errors",
 }
 
 

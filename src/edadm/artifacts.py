@@ -31,6 +31,7 @@ CSVS = {
     "table of sizes": ("system", "variant", "fp32_bytes"),
     "table of latencies": ("system", "device", "configuration"),
     "table of exactness": ("system", "variant", "network", "layers_in_graph"),
+    "errors of layers": ("layer", "index", "bits", "sqnr_db"),
     "training curve": ("images", "loss"),
 }
 

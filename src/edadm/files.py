@@ -1,10 +1,12 @@
 """Writing without half-written files: everything goes to a temporary name first and is renamed when complete."""
 
+import csv
 import hashlib
+import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,22 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: no such file; run the stage that makes it first") from error
     except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error})") from error
+
+
+def _cell(value: Any) -> str:
+    # six digits are more than any of these measurements carries, and spare readers 0.30000000000000004
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return "" if value is None else str(value)
+
+
+def as_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """The ``columns`` of the rows as the text of a CSV file, None as nothing."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_cell(row[column]) for column in columns] for row in rows)
+    return text.getvalue()
 
 
 def sha256(path: Path) -> str:

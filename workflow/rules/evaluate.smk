@@ -40,6 +40,26 @@ rule verification:
         "{params.repro} verification@{wildcards.key} 2>&1 | tee -i {log}"
 
 
+rule layer_errors:
+    input:
+        lambda w: stages.inputs(f"layer-errors@{w.key}"),
+    output:
+        touch(".stamps/layer-errors@{key}"),
+    log:
+        "logs/layer-errors@{key}.log",
+    conda:
+        "../../env.yaml"
+    threads: THREADS
+    resources:
+        mem_mb=2000,
+        runtime=30,
+        gpu=0,
+    params:
+        repro=REPRO,
+    shell:
+        "{params.repro} layer-errors@{wildcards.key} 2>&1 | tee -i {log}"
+
+
 rule sample_shard:
     input:
         lambda w: stages.inputs(f"{w.stage}@{w.key}"),

@@ -128,6 +128,26 @@ rule verification_published:
         "{params.repro} published/dvc.yaml:verification-published@{wildcards.key} 2>&1 | tee -i {log}"
 
 
+rule layer_errors_published:
+    input:
+        lambda w: stages.inputs(f"layer-errors-published@{w.key}"),
+    output:
+        touch(".stamps/layer-errors-published@{key}"),
+    log:
+        "logs/layer-errors-published@{key}.log",
+    conda:
+        "../../env.yaml"
+    threads: THREADS
+    resources:
+        mem_mb=24000,
+        runtime=120,
+        gpu=0,
+    params:
+        repro=REPRO,
+    shell:
+        "{params.repro} published/dvc.yaml:layer-errors-published@{wildcards.key} 2>&1 | tee -i {log}"
+
+
 rule samples_published:
     input:
         lambda w: stages.inputs(f"samples-published@{w.key}"),

@@ -47,6 +47,7 @@ for command in (
     build.deploy,
     build.export,
     build.verify,
+    build.layer_errors,
     build.sample,
     build.grid,
     measure.reference,

@@ -6,7 +6,7 @@ import click
 
 from edadm.cli.options import DEVICE, FILE, FOLDER, PROTOCOL, SEED, compute_device, with_params
 from edadm.errors import InputError
-from edadm.files import read_json, write_json
+from edadm.files import as_csv, atomic_write, read_json, write_json
 from edadm.params import Params
 
 
@@ -157,6 +157,27 @@ def verify(params: Params, quantized: Path, engine: Path, calibration_file: Path
         latents = data["final"][:images] / read_json(quantized / VAE / "config.json")["scaling_factor"]
         found["vae"] = compare(quantized / VAE, engine / VAE, latents, threads=params.engine.threads)
     write_json(out, found)
+
+
+@click.command(name="layer-errors")
+@click.option("--checkpoint", "folder", type=FOLDER, required=True, help="The network in full precision.")
+@click.option("--quantized", type=FOLDER, required=True)
+@click.option("--calibration", "calibration_file", type=FILE, required=True, help="Gives the inputs to compare on.")
+@click.option("--images", type=click.IntRange(1), default=8, show_default=True, help="Spread evenly over the steps.")
+@click.option("--out", type=FILE, required=True, help="A CSV file.")
+@with_params
+def layer_errors(_: Params, folder: Path, quantized: Path, calibration_file: Path, images: int, out: Path) -> None:
+    """Measure how far each layer's output is from full precision: signal-to-quantization-noise ratios in dB.
+
+    Once within the whole quantized network, once for the layer alone on full-precision inputs.
+    """
+    from edadm.engines import layer_errors as errors
+    from edadm.quantization import calibration
+    from edadm.systems.system import load_unet
+
+    inputs = errors.spread(calibration.inputs(calibration.read(calibration_file)), images)
+    rows = errors.layer_errors(load_unet(folder), quantized, inputs)
+    atomic_write(out, as_csv(errors.COLUMNS, rows))
 
 
 @click.command()

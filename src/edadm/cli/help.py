@@ -14,6 +14,7 @@ GROUPS = {
         "deploy",
         "export",
         "verify",
+        "layer-errors",
         "sample",
         "grid",
     ),
@@ -37,6 +38,10 @@ EXAMPLES = {
     " --engine results/fashion-ddim/w4a8/engine-cpu"
     " --calibration results/fashion-ddim/calibration-tdac.safetensors"
     " --out results/fashion-ddim/w4a8/verification.json",
+    "layer-errors": "edadm layer-errors --checkpoint results/fashion-ddim/checkpoint"
+    " --quantized results/fashion-ddim/w4a8/quantized"
+    " --calibration results/fashion-ddim/calibration-tdac.safetensors"
+    " --out results/fashion-ddim/w4a8/layer-errors.csv",
     "sample": "edadm sample fashion-ddim --engine results/fashion-ddim/w4a8/engine-cpu"
     " --checkpoint results/fashion-ddim/checkpoint --scratch scratch/samples"
     " --out results/fashion-ddim/w4a8/samples",

@@ -3,9 +3,9 @@
 from pathlib import Path
 from statistics import mean, stdev
 
-from edadm.files import atomic_write, read_json
+from edadm.files import as_csv, atomic_write, read_json
 from edadm.params import Params
-from edadm.report.tables import as_csv, pick, ratio
+from edadm.report.tables import pick, ratio
 
 MEASURES = ("fid", "is_mean", "psnr_fp32")  # each becomes a mean over the seeds and a standard deviation
 COLUMNS = (

@@ -1,14 +1,12 @@
 """The measured numbers of the listed runs, as CSV files and as rows for the report."""
 
-import csv
-import io
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from edadm.errors import InputError
-from edadm.files import atomic_write, read_json
+from edadm.files import as_csv, atomic_write, read_json
 
 METRICS_FILE = {"demo": "metrics.json", "full": "metrics-full.json"}
 MEASURES = (
@@ -150,22 +148,6 @@ def _quality_csv(rows: list[dict[str, Any]]) -> str:
     """The table of ``quality``; only systems with captions have a column for the CLIP score."""
     captioned = any(row["clip_score"] is not None for row in rows)
     return as_csv((*QUALITY, "clip_score") if captioned else QUALITY, rows)
-
-
-def _cell(value: Any) -> str:
-    # six digits are more than any of these measurements carries, and spare readers 0.30000000000000004
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return "" if value is None else str(value)
-
-
-def as_csv(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> str:
-    """The ``columns`` of the rows as the text of a CSV file, None as nothing."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([_cell(row[column]) for column in columns] for row in rows)
-    return text.getvalue()
 
 
 def write(params: Any, results: Path, out: Path, protocol: str = "demo") -> None:
