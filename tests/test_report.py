@@ -142,6 +142,11 @@ def make_results(results: Path, images: np.ndarray | None = None, variants: tupl
         # black stays black, as it mostly does in the real thing
         noisy = np.where(images > 0, images + noise, images).clip(0, 255).astype(np.uint8)
         np.savez(samples, arr_0=noisy, seeds=seeds, fingerprint=np.array("f" * 16))
+        errors = ["layer,index,bits,sqnr_db,alone_sqnr_db"]
+        if variant != "fp32":
+            errors += [f"{unit},{index},4,{30 - index},{31 - index / 2}" for index, unit in enumerate(UNITS)]
+            errors.append(f"silent,{len(UNITS)},4,,")
+        (system / variant / "layer-errors.csv").write_text("\n".join(errors) + "\n")
         losses = system / variant / "quantized" / "losses.csv"
         losses.parent.mkdir(parents=True)
         rows = ["unit,index,kind,iteration,loss,error_before,error_after"]
@@ -360,8 +365,9 @@ def test_page_is_well_formed_and_complete(html: str) -> None:
         assert variant in tree.text
     for figure in ("9.00", "1.12", "7.19", "4.00", "held-out real images", "2.13.0", "ab" * 32, "400 of 32"):
         assert figure in tree.text
-    # three of TDAC, two of each of the two reconstructed variants
-    assert len(tree.all("svg")) == 7
+    # three of TDAC, two of each of the two reconstructed variants, one of each quantized one's layers
+    assert len(tree.all("svg")) == 10
+    assert f"least in conv_out, {30 - len(UNITS) + 1}.0 dB" in tree.text
     assert "None" not in tree.text
     assert not re.search(r"\bnan\b", tree.text)
     assert len(html) < 5_000_000
@@ -453,7 +459,14 @@ def test_broken_metrics_are_one_line(tmp_path: Path, broken: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "file", ["w4a8/samples/shard-0000.npz", "w4a8/quantized/losses.csv", "calibration-tdac.json", "latency-cpu.json"]
+    "file",
+    [
+        "w4a8/samples/shard-0000.npz",
+        "w4a8/quantized/losses.csv",
+        "w4a8/layer-errors.csv",
+        "calibration-tdac.json",
+        "latency-cpu.json",
+    ],
 )
 def test_other_broken_files_are_named(tmp_path: Path, file: str) -> None:
     make_results(tmp_path)
@@ -466,14 +479,14 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     make_results(tmp_path)
     for variant in VARIANTS:
         folder = tmp_path / "fashion-ddim" / variant
-        for file in ("samples/shard-0000.npz", "engine-cpu/size.json", "quantized/losses.csv"):
+        for file in ("samples/shard-0000.npz", "engine-cpu/size.json", "quantized/losses.csv", "layer-errors.csv"):
             (folder / file).unlink()
     for file in ("latency-cpu.json", "calibration-tdac.json", "reference.json"):
         (tmp_path / "fashion-ddim" / file).unlink()
     page.write(make_params(), tmp_path, tmp_path / "report.html")
     tree = Tree((tmp_path / "report.html").read_text())
-    assert sum("missing" in (a.get("class") or "") for a in tree.all("p")) == 7
-    for stage in ("samples", "reference", "deployment", "latency", "calibration", "reconstruction"):
+    assert sum("missing" in (a.get("class") or "") for a in tree.all("p")) == 8
+    for stage in ("samples", "reference", "deployment", "latency", "calibration", "reconstruction", "layer-errors"):
         assert f"Stage: {stage}." in tree.text
     assert not tree.all("img") and not tree.all("svg")
     tables.write(make_params(), tmp_path, tmp_path / "tables")
@@ -489,6 +502,21 @@ def test_a_variant_without_samples_is_left_out_of_the_gallery(tmp_path: Path) ->
     assert len(tree.all("img")) == 30
 
 
+def test_a_unit_that_falls_far_does_not_flatten_the_others() -> None:
+    usual = [plots.Unit(f"u{k}", "block", 1.0, 0.9, [0, 10], [1.0, 0.9]) for k in range(20)]
+    far = plots.Unit("far", "layer", 1.0, 1e-6, [0, 10], [1.0, 1e-6])
+    assert "10⁻" in plots.loss_curves("a", "w8a8", [*usual[:9], far])  # too few to leave one out
+    assert "10⁻" not in plots.loss_curves("b", "w8a8", [*usual, far])
+
+
+def test_the_blocks_of_a_network_are_labelled_where_there_is_room() -> None:
+    names = ["conv_in", *(f"down_blocks.0.resnets.{k}.conv1" for k in range(40)), "mid_block.resnets.0.conv1"]
+    names += ["up_blocks.0.resnets.0.conv1", *(f"up_blocks.1.resnets.{k}.conv1" for k in range(9)), "conv_out"]
+    layers = [plots.Layer(name, index, 20.0 + index, 21.0) for index, name in enumerate(names)]
+    svg = plots.layer_errors("a", "w4a8", layers, (0, 80))
+    assert [label in svg for label in ("↓0", "mid", "↑0", "↑1")] == [True, True, False, False]
+
+
 def test_plots_take_flat_and_zero_values() -> None:
     exact = plots.Unit("conv_in", "layer", 0.0, 0.0, [0, 10], [0.0, 0.0])
     assert exact.gain == 1.0
@@ -497,6 +525,7 @@ def test_plots_take_flat_and_zero_values() -> None:
         plots.per_step("b", "Samples taken", [0, 0, 0], 0.0),
         plots.unit_errors("c", "w8a8", [exact]),
         plots.loss_curves("d", "w8a8", [exact]),
+        plots.layer_errors("e", "w8a8", [plots.Layer("conv_in", 0, 20.0, 20.0)], (20, 20.5)),
     ):
         tree = Tree(svg)
         assert tree.tags[0][0] == "svg"

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from edadm.errors import InputError
 from edadm.files import atomic_write, read_json
 from edadm.params import PublishedSystemParams
-from edadm.report import plots, tables
+from edadm.report import layers, plots, tables
 from edadm.report import published as published_numbers
 from edadm.report.gallery import gallery
 
@@ -229,6 +229,7 @@ def _system(params: Any, results: Path, name: str, rows: dict[str, list[dict[str
         "floor": floor,
         "size": own["size"],
         "exactness": own["exactness"],
+        "layers": layers.errors(folder, name, [key for key, recipe in settings.items() if recipe.weights < 32]),
         "speed": speed,
         "calibrations": _calibrations(folder, name, list(dict.fromkeys(run.calibrator for run in runs))),
         "reconstruction": _reconstruction(folder, name, settings),

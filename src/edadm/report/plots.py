@@ -72,6 +72,16 @@ class Unit:
         return max(self.before, _SMALLEST) / max(self.after, _SMALLEST)
 
 
+@dataclass
+class Layer:
+    """One layer's signal-to-quantization-noise ratios in dB: within the quantized network, and alone."""
+
+    name: str
+    index: int  # place in execution order
+    sqnr: float
+    alone: float
+
+
 def _svg(name: str, width: float, height: float, draw: Callable[[Axes], None]) -> str:
     """What ``draw`` does on an axis of width x height inches, as one ``<svg>``; ``name`` is unique on the page."""
     text = io.StringIO()
@@ -172,8 +182,53 @@ def loss_curves(name: str, title: str, units: list[Unit]) -> str:
         middle = sorted((iteration, median(values)) for iteration, values in at.items())
         axis.plot(*zip(*middle, strict=True), color=ACCENT, linewidth=2)
         axis.set_yscale("log")
-        _logarithmic(axis.yaxis, [value for values in at.values() for value in values])
+        # a unit that falls by orders of magnitude would flatten all others: the lowest twentieth may leave the axis
+        lows = sorted(min(unit.losses) / max(unit.losses[0], _SMALLEST) for unit in units)
+        least = max(lows[len(lows) // 20], _SMALLEST)
+        highest = max(value for values in at.values() for value in values)
+        axis.set_ylim(least / 1.1, 1.1 * highest)
+        _logarithmic(axis.yaxis, [least, highest])
         axis.set_title(title)
         axis.set_xlabel("iteration")
 
     return _svg(name, 4.4, 2.6, draw)
+
+
+def _part(layer: str) -> str:
+    """The block of a U-Net that a layer is in, in short; nothing outside the blocks.
+
+    >>> _part("up_blocks.1.resnets.0.conv1"), _part("mid_block.attentions.0.to_q"), _part("conv_in")
+    ('↑1', 'mid', '')
+    """
+    first, _, rest = layer.partition(".")
+    arrow = {"down_blocks": "↓", "up_blocks": "↑"}.get(first)
+    return f"{arrow}{rest.partition('.')[0]}" if arrow else "mid" if first == "mid_block" else ""
+
+
+def layer_errors(name: str, title: str, layers: list[Layer], limits: tuple[float, float]) -> str:
+    """Each layer's ratio in the network (line) and alone (hollow), in execution order; ``limits`` of the dB axis."""
+
+    def draw(axis: Axes) -> None:
+        order = [layer.index for layer in layers]
+        alone, within = [layer.alone for layer in layers], [layer.sqnr for layer in layers]
+        axis.plot(order, alone, "o", markersize=3, markerfacecolor="none", markeredgecolor=MUTED, label="alone")
+        axis.plot(order, within, color=ACCENT, linewidth=1.3, marker="o", markersize=2.4, label="in the network")
+        parts = [_part(layer.name) for layer in layers]
+        starts: dict[str, int] = {}
+        for part, place in zip(parts, order, strict=True):
+            starts.setdefault(part, place)
+        ticks: dict[str, int] = {}  # each block's first layer, unless its label would run into the one before
+        for part, place in starts.items():
+            if part and (not ticks or place - max(ticks.values()) > len(order) / 25):
+                ticks[part] = place
+        axis.set_xticks(list(ticks.values()), list(ticks), fontsize=7)
+        axis.grid(True, axis="x")
+        for label in axis.get_xticklabels():
+            label.set_horizontalalignment("left")
+        axis.set_ylim(*limits)
+        axis.set_xlim(min(order) - 1, max(order) + 1)
+        axis.set_title(title)
+        axis.set_ylabel("dB")
+        axis.legend(ncols=2, **_LEGEND)
+
+    return _svg(name, 4.4, 2.4, draw)
