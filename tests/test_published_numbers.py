@@ -53,10 +53,10 @@ def measured(results: Path, system: str, variant: str, fid: float) -> None:
 
 
 def test_what_was_not_run_says_so(paper: params.Params, tmp_path: Path) -> None:
-    rows = [row for system in published.beside(paper, tmp_path) for row in system["rows"]]
+    rows = [row for system in published.beside(paper, tmp_path).values() for row in system]
     assert len(rows) == len(published.numbers()) and {row["here"] for row in rows} == {"not run here"}
     measured(tmp_path, "cifar10-ddim", "w4a8", 5.125)
-    rows = [row for system in published.beside(paper, tmp_path) for row in system["rows"]]
+    rows = [row for system in published.beside(paper, tmp_path).values() for row in system]
     ours = {
         (row["system"], row["variant"], row["measure"], row["here"]) for row in rows if row["here"] != "not run here"
     }
@@ -74,6 +74,10 @@ def test_the_page_shows_what_there_is(paper: params.Params, tmp_path: Path) -> N
     page.write(paper, tmp_path, tmp_path / "page.html", published=True)
     text = (tmp_path / "page.html").read_text()
     assert "<td>5.12</td>" in text and "ema_diffusion_cifar10_model-790000.ckpt from https://heibox" in text
+    # beside our own of that system, and once only
+    assert text.count("Published numbers</h3>") == 1 and "cifar10-ddim: published numbers" not in text
+    assert text.index('id="system-1-quality"') < text.index("Published numbers</h3>") < text.index('id="system-1-size"')
+    assert "bedroom-ldm4: published numbers" in text
     # the recipe is that which the run names
     assert "0.5 rounding, 0.0005 steps" in text and "5,000 of 32" in text
 

@@ -241,10 +241,10 @@ def write(params: Any, results: Path, out: Path, published: bool = False) -> Non
 
     What was not measured yet is named on the page; InputError when a listed run has no metrics at all. The same
     inputs give the same bytes. With ``published``, ``params`` are those of the published runs: the page has only the
-    runs that were measured, and the numbers that others published.
+    runs that were measured, and the numbers that others published: beside their own quality, or alone.
     """
     results = Path(results)
-    others = published_numbers.beside(params, results) if published else []
+    others = published_numbers.beside(params, results) if published else {}
     if published:
         params = tables.measured(params, results)
     rows = {
@@ -254,8 +254,10 @@ def write(params: Any, results: Path, out: Path, published: bool = False) -> Non
         "latency": tables.latency(params, results),
     }
     systems = [
-        _system(params, results, name, rows) for name in dict.fromkeys(run.system for run in params.runs.values())
+        _system(params, results, name, rows) | {"published": others.pop(name, [])}
+        for name in dict.fromkeys(run.system for run in params.runs.values())
     ]
+    unmeasured = [{"name": name, "published": numbers} for name, numbers in others.items()]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -264,5 +266,5 @@ def write(params: Any, results: Path, out: Path, published: bool = False) -> Non
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "megabytes": megabytes}
-    page = environment.get_template("page.html.jinja").render(systems=systems, published=others)
+    page = environment.get_template("page.html.jinja").render(systems=systems, unmeasured=unmeasured)
     atomic_write(Path(out), page)

@@ -48,13 +48,13 @@ def _measured(params: Any, results: Path, system: str, variant: str) -> dict[str
     return found
 
 
-def beside(params: Any, results: Path) -> list[dict[str, Any]]:
-    """For each system of ``params`` with published numbers: its name and rows, each with ``here``, a text.
+def beside(params: Any, results: Path) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each system of ``params`` by its name, each with ``here``, a text.
 
     ``params`` are those of the published runs. A run that was not measured, a variant that is not among the runs and a
     measure that is not taken here say so.
     """
-    found = []
+    found = {}
     for system in params.systems:
         rows = [row for row in numbers() if row["system"] == system]
         measured = {
@@ -66,5 +66,5 @@ def beside(params: Any, results: Path) -> list[dict[str, Any]]:
             value = measured.get(row["variant"], {}).get(row["measure"])
             row["here"] = NOT_RUN if value is None else f"{value:.2f}"
             row["label"] = MEASURES[row["measure"]]
-        found.append({"name": system, "rows": rows})
+        found[system] = rows
     return found
