@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
@@ -89,13 +90,27 @@ def test_concepts(reader: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "metrics.json fid:" in printed and "kind: latencies" in printed
 
 
-def test_contributing() -> None:
-    make, help_ = (text.strip() for _, text in BLOCK.findall((ROOT / "CONTRIBUTING.md").read_text()))
+def test_contributing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    make, made = (text.strip() for _, text in BLOCK.findall((ROOT / "CONTRIBUTING.md").read_text()))
     assert make == "make test"  # which runs this
     recipe = re.search(r"^test:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
     for command in ("ruff check .", "ruff format --check .", "snakefmt --check", "snakemake --lint", "pytest"):
         assert command in recipe
-    run(help_)
+    monkeypatch.chdir(ROOT)
+    for line in made.splitlines():  # the committed files are what the commands print
+        run(line)
+        assert capsys.readouterr().out == (ROOT / line.partition(" > ")[2]).read_text(), line
+
+
+def test_every_key_of_params_is_documented() -> None:
+    from edadm.params import document, schema
+
+    rows = [line for line in document.text().splitlines() if line.startswith("| `")]
+    assert all(line.count(" | ") == 3 and not line.endswith("|  |") for line in rows if "| as `" not in line)
+    text = "\n".join(rows)
+    for kind in vars(schema).values():
+        for entry in fields(kind) if is_dataclass(kind) and kind is not schema.Params else ():
+            assert re.search(rf"[`.]{entry.name}[`.]", text), f"{kind.__name__}.{entry.name}"
 
 
 @pytest.mark.parametrize("name", ["own-model", "concepts", "differences"])

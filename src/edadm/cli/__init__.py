@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from edadm.cli import build, look, measure, own, recipe, systems, train
-from edadm.cli.help import HELP, WIDTH, Pipeline, add_example, help_
+from edadm.cli.help import HELP, WIDTH, Pipeline, add_example, help_, params_
 from edadm.cli.options import FILE
 from edadm.errors import InputError
 
@@ -62,6 +62,7 @@ for command in (
     look.info,
     look.compare,
     help_,
+    params_,
 ):
     add_example(command)
     cli.add_command(command)

@@ -19,7 +19,8 @@ GROUPS = {
         "grid",
     ),
     "From images and engines to the report": ("reference", "metrics", "latency", "tables", "ablation", "report"),
-    "Look at results": ("info", "compare", "recipe", "systems", "help"),
+    "Look at results": ("info", "compare", "recipe", "systems"),
+    "Documentation": ("help", "params"),
     "Train the embedded models": ("train",),
 }
 EXAMPLES = {
@@ -61,6 +62,7 @@ EXAMPLES = {
     "recipe diff": "edadm recipe diff w4a8 w4a8-rtn",
     "systems": "edadm systems",
     "help": "edadm help > docs/help.txt",
+    "params": "edadm params > docs/params.md",
     "train": "edadm train fashion-ddim --out training/fashion-ddim",
 }
 
@@ -101,6 +103,14 @@ def add_example(command: click.Command, name: str | None = None) -> None:
 def help_(context: click.Context) -> None:
     """Print the help of every command, one after the other: docs/help.txt."""
     click.echo(text(context.find_root().command), nl=False)
+
+
+@click.command(name="params")
+def params_() -> None:
+    """Print what each key of params.yaml means, what it allows and its default: docs/params.md."""
+    from edadm.params import document
+
+    click.echo(document.text(), nl=False)
 
 
 def text(root: click.Command) -> str:

@@ -1,7 +1,7 @@
 """The keys of params.yaml as read-only dataclasses.
 
-A key is one line here: its type, what is allowed and, when it may be left out, its default. docs/params.md explains
-what each key does.
+A key is one line here: its type, what is allowed and, when it may be left out, its default; below it stands what it
+does. ``edadm params`` makes docs/params.md of that.
 """
 
 import dataclasses
@@ -24,18 +24,28 @@ class PipelineParams(Settings):
     """What is built."""
 
     systems: list[str] = omegaconf.MISSING
+    """Systems whose checkpoint is fetched and calibrated."""
     calibrators: list[str] = some_of(*CALIBRATORS)
+    """How steps are chosen for the calibration set: `tdac` (density and diversity), `uniform` (every k-th step, as
+    Q-Diffusion), `normal` (normally distributed diffusion times, as PTQ4DM)."""
     devices: list[str] = some_of("cpu")
+    """Engines that are built and timed. The CUDA engine is not a stage yet: `edadm deploy --device cuda`, `edadm
+    sample`."""
 
 
 @dataclass
 class Run(Settings):
-    """A variant of a system, with its calibration set; ``recipe`` is its entry in ``variants``, if not its own name."""
+    """A row of the tables, by the name SYSTEM-VARIANT."""
 
     system: str = omegaconf.MISSING
+    """One of `systems`; its `fp32` run must be among the runs, since the others are measured against it."""
     variant: str = omegaconf.MISSING
+    """The variant's name in paths and tables."""
     calibrator: str = omegaconf.MISSING
+    """The calibrator whose set the variant is quantized on."""
     recipe: str | None = None
+    """The entry of `variants` that is this variant here; the one of the variant's own name when left out. Published
+    runs name theirs."""
 
 
 @dataclass
@@ -43,7 +53,9 @@ class CheckpointParams(Settings):
     """Where a system's checkpoint comes from."""
 
     source: str = omegaconf.MISSING
+    """A folder in diffusers layout."""
     sha256: str = checked("64 hexadecimal digits", re.compile(r"[0-9a-f]{64}").fullmatch)
+    """The hash of its weights: `cat SOURCE/*/*.safetensors | sha256sum`."""
 
 
 @dataclass
@@ -51,11 +63,17 @@ class FileParams(Settings):
     """A published file: where it comes from and how to know it; ``member`` is the file wanted of a zip."""
 
     name: str = checked("a plain file name", lambda value: value not in ("", ".", "..") and "/" not in value)
+    """Its name in `originals/`, or in the folder that `$EDADM_CHECKPOINTS` names."""
     sources: list[str] = checked("a list of one or more URLs or paths", bool)
+    """Tried in turn; what has no `://` is a path, used where it lies."""
     size: int | None = optional(at_least(1))
+    """Bytes, as the publisher states."""
     sha256: str | None = optional(checked("64 hexadecimal digits", re.compile(r"[0-9a-f]{64}").fullmatch))
+    """As the publisher states; without any hash, that of the first download is kept in `originals.sha256`."""
     md5: str | None = optional(checked("32 hexadecimal digits", re.compile(r"[0-9a-f]{32}").fullmatch))
+    """As the publisher states."""
     member: str | None = None
+    """The file wanted of a zip."""
 
 
 @dataclass
@@ -63,8 +81,11 @@ class OriginalParams(Settings):
     """A published checkpoint: what its weights are, and its files: ``weights`` and, under text, ``TEXT_FILES``."""
 
     format: str = one_of(*FORMATS)
+    """Which original it is."""
     files: dict[str, FileParams] = omegaconf.MISSING
+    """`weights` and, of `coco-sd14`, `vocabulary`, `merges` (CLIP's tokenizer) and `captions` (COCO's)."""
     side: int | None = optional(at_least(8))
+    """Side of the pixels or latents that are drawn, the published one when left out."""
 
 
 @dataclass
@@ -72,10 +93,16 @@ class SamplerParams(Settings):
     """How images are drawn."""
 
     name: str = one_of("ddim", "plms")
+    """The sampler; `plms` calls the U-Net once more than it has steps."""
     steps: int = at_least(1)
+    """Steps per image."""
     spacing: str = one_of("leading", "trailing", "quadratic")
+    """How timesteps are spaced, the first from the scheduler's `steps_offset` on."""
     eta: float = between(0, 1, default=0.0)
+    """Of `ddim`: 0 is deterministic, 1 adds DDPM's noise."""
     guidance: float = at_least(1, default=1.0)
+    """Of a conditional system: weight of classifier-free guidance; 1 is none and calls the U-Net on one row per image
+    instead of two."""
 
 
 @dataclass
@@ -83,12 +110,20 @@ class CalibrationParams(Settings):
     """The calibration set."""
 
     samples: int = at_least(1)
+    """Latents in the calibration set, each of a trajectory of its own (under guidance each is there twice, without and
+    with its condition)."""
     batch: int = at_least(1)
+    """Trajectories that run at once."""
     diversity_weight: float = at_least(0)
+    """λ of TDAC: weight of the diversity score beside the density score."""
     radius: float | None = optional(above_zero())
+    """TDAC counts steps as neighbours up to this distance. Either this or `radius_quantile` is given."""
     radius_quantile: float | None = optional(checked("between 0 and 1, neither included", lambda value: 0 < value < 1))
+    """The radius as a quantile of all distances between steps."""
     uniform_stride: int = at_least(1, default=1)
+    """k of the `uniform` calibrator."""
     seed: int = at_least(0)
+    """Seed of the first trajectory; the next ones follow."""
 
 
 @dataclass
@@ -96,9 +131,13 @@ class SamplingParams(Settings):
     """The images that are measured: seeds ``seed``, ``seed + 1``, …; ``images`` says how many in each protocol."""
 
     seed: int = at_least(0)
+    """Seed of the first image; image k has `seed + k`, whatever the batch, the shard or the protocol."""
     batch: int = at_least(1)
+    """Images per engine call."""
     shard: int = at_least(1)
+    """Images per file, which is also the unit of parallel work and of resuming."""
     images: dict[str, int] = omegaconf.MISSING
+    """`demo`: images of the default target; `full`: of `snakemake full`."""
 
 
 @dataclass
@@ -106,7 +145,9 @@ class ReferenceParams(Settings):
     """The real images' statistics and the features they are in."""
 
     extractor: str = one_of("garment-classifier")
+    """Feature extractor of the metrics."""
     statistics: str = omegaconf.MISSING
+    """The real images' statistics in its features."""
 
 
 @dataclass
@@ -125,9 +166,13 @@ class ImagesParams(Settings):
     """The real images: a published ``file`` or what lies at ``images``, both brought to ``size`` x ``size`` pixels."""
 
     extractor: str = one_of("inception")
+    """Feature extractor of the metrics."""
     file: FileParams | None = None
+    """A published file of real images. Either this or `images` is given."""
     images: str | None = None
+    """A folder, zip or npz of real images of your own."""
     size: int | None = optional(at_least(1))
+    """Images, real and drawn, are brought to this size before their features are taken."""
 
 
 @dataclass
@@ -146,17 +191,29 @@ class Reconstruction(Settings):
     """How the quantized weights and steps are learned."""
 
     method: str = one_of("fbr", "none", default="none")
+    """`fbr` learns rounding and activation steps unit by unit; `none` rounds to nearest."""
     iterations: int = at_least(1, default=400)
+    """Adam steps per unit."""
     batch: int = at_least(1, default=32)
+    """Rows per step."""
     rate_rounding: float = above_zero(default=0.05)
+    """Learning rate of AdaRound's variables, falling to 0 along a cosine."""
     rate_steps: float = above_zero(default=0.0001)
+    """Learning rate of the activation steps, falling to 0 along a cosine."""
     layer_loss: float = at_least(0, default=0.8)
+    """γ: weight of the losses of a block's inner layers beside the block's own; 0 is plain block reconstruction."""
     input_mix: float = between(0, 1, default=0.5)
+    """Share of a unit's input taken from the quantized predecessors."""
     activation_drop: float = between(0, 1, default=0.5)
+    """Share of activations left in float while learning."""
     rounding_penalty: float = at_least(0, default=0.0)
+    """Weight of AdaRound's pull towards 0 or 1."""
     bias_correction: bool = False
+    """Whether the mean error of each channel that is left after learning a unit goes into its last bias."""
     fisher: bool = False
+    """Whether squared errors are weighted by how much the network's output depends on their place."""
     seed: int = at_least(0, default=0)
+    """Of the learning's random choices."""
 
 
 @dataclass
@@ -164,15 +221,29 @@ class Recipe(Settings):
     """The settings of a variant."""
 
     weights: int = bits()
+    """Bits of the weights; 32 for both leaves the model in float."""
     activations: int = bits()
+    """Bits of the activations."""
     quantize: tuple[str, ...] = some_of("unet", "vae", default=("unet",))
+    """`[unet, vae]` also quantizes a latent system's autoencoder, with the same widths, ranges and reconstruction,
+    calibrated on final latents of the calibration's trajectories; images are then decoded by its engine, and `size.csv`
+    counts it. `encoder.conv_in` and `decoder.conv_out` keep 8-bit weights."""
     ranges: str = one_of("mse", "minmax", default="mse")
+    """Range search: least `|x - q(x)|^2.4`, or from minimum to maximum."""
     reconstruction: Reconstruction = field(default_factory=Reconstruction)
     eight_bit: tuple[str, ...] = ("conv_in", "conv_out")
+    """Layers that keep 8-bit weights."""
     eight_bit_full_resolution: float = between(0, 1, default=0.0)
+    """The convolutions at the resolution of the network's input keep 8-bit weights when they hold at most this share of
+    all weights: then they are few, but each touches every pixel."""
     sixteen_bit_inputs: tuple[str, ...] = ("conv_in",)
+    """Layers whose input is quantized to 16 bits; the engines compute them as two 8-bit layers, for its high and its
+    low byte. With 8 bits a noisy image would enter in steps of several grey levels."""
     split_shortcut: bool = True
+    """Whether the two sources of a skip concatenation are quantized separately."""
     attention: int = checked("8, or 32 (not quantized)", lambda value: value in (8, 32), default=32)
+    """8 quantizes the operands of attention (q, k, v and the softmax's output) without zero point, each with one scale;
+    the CPU engine then computes both products in int8. 32 leaves them in float."""
 
 
 @dataclass
@@ -180,10 +251,15 @@ class AblationParams(Settings):
     """The comparison of recipes on one system."""
 
     system: str = omegaconf.MISSING
+    """The system on which recipes are compared."""
     seeds: list[int] = at_least(0)
+    """Seeds of the first image of each sampling, at least as far apart as `sampling.images.full`."""
     calibrators: list[str] = some_of(*CALIBRATORS)
+    """Calibrators that are needed besides `pipeline.calibrators`."""
     variants: dict[str, str] = omegaconf.MISSING
+    """The variants that are quantized for it, with their calibrators: those that are not among the runs."""
     rows: list[str] = omegaconf.MISSING
+    """The variants in the table, in its order; `fp32` must be among them."""
 
 
 @dataclass
@@ -191,9 +267,13 @@ class PublishedParams(Settings):
     """The published systems, which no other target builds than ``paper`` and their own."""
 
     device: str = one_of("cpu")
+    """The engine that draws their images."""
     runs: dict[str, Run] = omegaconf.MISSING
+    """A run names its recipe; the calibrator is `tdac`."""
     systems: dict[str, PublishedSystemParams] = omegaconf.MISSING
+    """docs/published-systems.md says what they are."""
     tools: dict[str, FileParams] = omegaconf.MISSING
+    """Networks of the metrics: `inception`, `clip`."""
 
 
 @dataclass
@@ -201,7 +281,9 @@ class EngineParams(Settings):
     """How the integer engine computes."""
 
     body: str = one_of("f32", "bf16", "f16")
+    """Type of all that is not an integer layer: `f32` (exact), `bf16` (faster) or, on cuda, `f16`."""
     threads: int = at_least(1)
+    """Threads of the engine, and of PyTorch in every stage."""
 
 
 @dataclass
@@ -209,8 +291,11 @@ class MetricsParams(Settings):
     """Settings of the quality metrics."""
 
     kid_subsets: int = at_least(1)
+    """Subsets over which KID is averaged."""
     kid_subset_size: int = at_least(2)
+    """Images in each of them."""
     neighbours: int = at_least(1)
+    """k of precision and recall: an image is within reach of its k nearest."""
 
 
 @dataclass
@@ -218,7 +303,9 @@ class LatencyParams(Settings):
     """Settings of the speed measurement."""
 
     rounds: int = at_least(1)
+    """Interleaved rounds of each timing."""
     batches: list[int] = at_least(1)
+    """Batch sizes."""
 
 
 @dataclass
@@ -226,6 +313,8 @@ class LimitParams(Settings):
     """What the machine has to give; nothing here changes a result."""
 
     cache_mib: int = at_least(0, default=4096)
+    """MiB of RAM for the tables of calibration inputs and targets that reconstruction works on; those beyond it are
+    files in the scratch folder."""
 
 
 @dataclass
@@ -241,9 +330,11 @@ class Params(Settings):
     metrics: MetricsParams = omegaconf.MISSING
     latency: LatencyParams = omegaconf.MISSING
     train: dict[str, Any] = omegaconf.MISSING
+    """How the committed checkpoints under `assets/` were trained."""
     published: PublishedParams = omegaconf.MISSING
     limits: LimitParams = field(default_factory=LimitParams)
-    device: str = one_of("cpu", "cuda", default="cpu")  # of calibration and reconstruction
+    device: str = one_of("cpu", "cuda", default="cpu")
+    """Where calibration and reconstruction are computed; results differ by round-off."""
 
     def system(self, name: str) -> SystemParams | PublishedSystemParams:
         """The system of that name, published ones included; InputError when there is none."""
