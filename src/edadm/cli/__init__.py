@@ -56,6 +56,7 @@ for command in (
     measure.tables,
     measure.ablation,
     measure.report,
+    measure.pictures,
     train.train,
     recipe.recipe,
     systems.systems,

@@ -20,7 +20,7 @@ GROUPS = {
     ),
     "From images and engines to the report": ("reference", "metrics", "latency", "tables", "ablation", "report"),
     "Look at results": ("info", "compare", "recipe", "systems"),
-    "Documentation": ("help", "params"),
+    "Documentation": ("help", "params", "pictures"),
     "Train the embedded models": ("train",),
 }
 EXAMPLES = {
@@ -63,6 +63,7 @@ EXAMPLES = {
     "systems": "edadm systems",
     "help": "edadm help > docs/help.txt",
     "params": "edadm params > docs/params.md",
+    "pictures": "edadm pictures fashion-ddim w4a8 --out docs/pictures",
     "train": "edadm train fashion-ddim --out training/fashion-ddim",
 }
 

@@ -150,3 +150,20 @@ def report(params: Params, results: Path, published: bool, out: Path) -> None:
     from edadm.report import page
 
     page.write(params.of_published() if published else params, results, out, published)
+
+
+@click.command()
+@click.argument("system")
+@click.argument("variant")
+@click.option("--results", type=FOLDER, default="results", show_default=True)
+@click.option("--out", type=FOLDER, required=True)
+@with_params
+def pictures(params: Params, system: str, variant: str, results: Path, out: Path) -> None:
+    """Draw the pictures of docs/concepts.md from a SYSTEM's results: how a VARIANT was made, and samples of all."""
+    from edadm.report import pictures as writer
+
+    params.system(system)
+    runs = {run.variant: run for run in params.runs.values() if run.system == system}
+    if variant not in runs:
+        raise InputError(f"{system} has no run {variant!r}; params.yaml has {', '.join(runs)}")
+    writer.write(results, system, list(runs), variant, runs[variant].calibrator, out)

@@ -37,7 +37,7 @@ def _difference(image: np.ndarray, fp32: np.ndarray) -> str:
     return _data_uri(np.dstack([pixels, opacity]))
 
 
-def _first_shard(folder: Path) -> dict[int, np.ndarray] | None:
+def first_shard(folder: Path) -> dict[int, np.ndarray] | None:
     """Images (h, w, c) uint8 by seed of a samples folder's first shard; None without one."""
     path = folder / "shard-0000.npz"
     if not path.exists():
@@ -58,7 +58,7 @@ def gallery(system: Path, variants: list[str]) -> dict:
     Returns {"seeds": [int], "rows": [{"variant", "images": [data address], "differences": [data address] or None}],
     "missing": [variants without samples]}. Differences are to fp32, and None for it or without it.
     """
-    shards = {variant: _first_shard(system / variant / "samples") for variant in variants}
+    shards = {variant: first_shard(system / variant / "samples") for variant in variants}
     found = {variant: shard for variant, shard in shards.items() if shard is not None}
     first = next(iter(found.values()), {})
     seeds = [seed for seed in first if all(seed in shard for shard in found.values())][:SEEDS]

@@ -27,6 +27,12 @@ def read(path: Path) -> list[plots.Layer]:
         raise InputError(f"{path}: not a table of layers' errors ({error})") from error
 
 
+def limits(layers: list[plots.Layer]) -> tuple[float, float]:
+    """The dB axis on which all of ``layers`` are, in steps of 5."""
+    values = [value for layer in layers for value in (layer.sqnr, layer.alone)]
+    return (5 * floor(min(values) / 5), 5 * ceil(max(values) / 5)) if values else (0, 1)
+
+
 def errors(folder: Path, system: str, variants: list[str]) -> dict[str, Any]:
     """A plot and key figures for each of the quantized ``variants``, all on one scale, and which are missing.
 
@@ -34,8 +40,7 @@ def errors(folder: Path, system: str, variants: list[str]) -> dict[str, Any]:
     """
     found = {variant: read(folder / variant / FILE) for variant in variants if (folder / variant / FILE).exists()}
     found = {variant: layers for variant, layers in found.items() if layers}
-    values = [value for layers in found.values() for layer in layers for value in (layer.sqnr, layer.alone)]
-    limits = (5 * floor(min(values) / 5), 5 * ceil(max(values) / 5)) if values else (0, 1)
+    scale = limits([layer for layers in found.values() for layer in layers])
     shown = [
         {
             "variant": variant,
@@ -43,7 +48,7 @@ def errors(folder: Path, system: str, variants: list[str]) -> dict[str, Any]:
             "median": median(layer.sqnr for layer in layers),
             "least": min(layers, key=lambda layer: layer.sqnr),
             "least_alone": min(layers, key=lambda layer: layer.alone),
-            "plot": Markup(plots.layer_errors(f"{system}-{variant}-layers", variant, layers, limits)),
+            "plot": Markup(plots.layer_errors(f"{system}-{variant}-layers", variant, layers, scale)),
         }
         for variant, layers in found.items()
     ]

@@ -1,6 +1,5 @@
 """``report.html``: everything about the listed runs on one page that needs no other file and no network."""
 
-import csv
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -8,12 +7,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from edadm.errors import InputError
 from edadm.files import atomic_write, read_json
 from edadm.params import PublishedSystemParams
 from edadm.report import layers, plots, tables
 from edadm.report import published as published_numbers
 from edadm.report.gallery import gallery
+from edadm.report.losses import read_units
 
 # of the held-out real images: what a generator that draws from the true distribution would get
 FLOOR = ("n", "fid", "sfid", "is_mean", "is_std", "kid_mean", "kid_std", "precision", "recall", "confident_share")
@@ -68,21 +67,6 @@ def _recipe(recipe: Any, calibrator: str) -> dict[str, str]:
     }
 
 
-def _units(path: Path) -> list[plots.Unit]:
-    """The reconstruction units of a ``losses.csv``, in execution order; empty where nothing was learned."""
-    units: dict[int, plots.Unit] = {}
-    try:
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                before, after = float(row["error_before"]), float(row["error_after"])
-                unit = units.setdefault(int(row["index"]), plots.Unit(row["unit"], row["kind"], before, after))
-                unit.iterations.append(int(row["iteration"]))
-                unit.losses.append(float(row["loss"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: not a table of losses ({error})") from error
-    return [unit for _, unit in sorted(units.items())]
-
-
 def _reconstruction(folder: Path, system: str, recipes: dict[str, Any]) -> dict[str, Any]:
     """Plots and key figures for each variant that learned, and why the others have none."""
     shown, nearest, missing = [], [], []
@@ -93,7 +77,7 @@ def _reconstruction(folder: Path, system: str, recipes: dict[str, Any]) -> dict[
         if recipe.reconstruction.method == "none":
             nearest.append(variant)
             continue
-        units = _units(path) if path.exists() else []
+        units = read_units(path) if path.exists() else []
         if not units:
             missing.append(variant)
             continue
