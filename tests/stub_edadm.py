@@ -54,8 +54,10 @@ if command == "calibrate":
     out.with_suffix(".json").write_text(json.dumps({"counts": content}))
 elif command in ("metrics", "latency", "verify"):
     out.write_text(json.dumps({"fid": int(content[:6], 16)}) + "\n")
-elif command in ("reference", "report", "ablation", "layer-errors"):
+elif command in ("reference", "report", "ablation"):
     out.write_text(content)
+elif command == "layer-errors":
+    out.write_text(f"layer,index,sqnr_db\nconv_in,0,{int(content[:2], 16)}\nconv_out,1,{int(content[2:4], 16)}\n")
 else:
     folder = options["scratch"] if "shard" in options else out
     folder.mkdir(parents=True, exist_ok=True)
