@@ -7,21 +7,21 @@ BIN := .venv/bin
 # one shell line: what every command needs to find the tools of the environment
 ACTIVATE := export PATH="$(CURDIR)/$(BIN):$$PATH";
 
-.PHONY: demo test test-slow data
+.PHONY: demo test test-slow debian-packages
 
 demo: .venv/ready
 	@$(ACTIVATE) snakemake --cores $(CORES)
 	@echo "The report is results/report.html"
 
-test: .venv/ready data
+test: .venv/ready debian-packages
 	@$(ACTIVATE) ruff check .
 	@$(ACTIVATE) ruff format --check .
 	@$(ACTIVATE) snakefmt --check Snakefile workflow/rules
 	@$(ACTIVATE) snakemake --lint
-	@$(ACTIVATE) python -m pytest -q
+	@$(ACTIVATE) python -m pytest -q -n $(CORES) --dist worksteal
 
 # a published system at full size: minutes and gigabytes
-test-slow: .venv/ready data
+test-slow: .venv/ready debian-packages
 	@$(ACTIVATE) python -m pytest -q -m slow
 
 .venv/ready: pyproject.toml constraints.txt
@@ -29,11 +29,12 @@ test-slow: .venv/ready data
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
-# the tests read real images; the demo's statistics of them are in assets/
-data:
-	@test -d $(FASHION_MNIST) || ! command -v apt-get > /dev/null || $(MAKE) --no-print-directory install-data
+# what the tests need from Debian: real images (the demo's statistics of them are in assets/), and a browser for the page
+debian-packages:
+	@{ test -d $(FASHION_MNIST) && command -v chromium > /dev/null; } || ! command -v apt-get > /dev/null \
+		|| $(MAKE) --no-print-directory install-debian-packages
 
-.PHONY: install-data
-install-data:
+.PHONY: install-debian-packages
+install-debian-packages:
 	apt-get update -qq
-	apt-get install -y -qq dataset-fashion-mnist
+	apt-get install -y -qq --no-install-recommends dataset-fashion-mnist chromium

@@ -2,7 +2,10 @@
 
 import os
 
-import torch
+# several processes test at a time, and the networks are tiny: a second thread would mostly wait for the first
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch; the commands that tests start take it over
+
+import torch  # noqa: E402
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when it is imported
@@ -11,4 +14,4 @@ from workspace import bin_folder, finished, space  # noqa: F401, E402 (fixtures)
 
 import edadm  # noqa: F401, E402
 
-torch.set_num_threads(1)  # the networks here are tiny: a second thread would mostly wait for the first
+torch.set_num_threads(1)

@@ -49,6 +49,7 @@ def test_every_command_has_an_example_that_it_accepts(monkeypatch: pytest.Monkey
 
 
 def test_the_shell_completes_commands_and_options() -> None:
+    """At every press of the key, so without the second that torch takes to import."""
     code = "import sys; sys.argv[0] = 'edadm'; from edadm.cli import main; main()"
     for words, number, expected in (
         ("edadm qu", 1, "plain,quantize"),
@@ -63,3 +64,8 @@ def test_the_shell_completes_commands_and_options() -> None:
             text=True,
         )
         assert expected in done.stdout.splitlines(), done.stderr
+
+
+def test_the_command_line_and_the_parameters_are_there_before_torch() -> None:
+    code = "import sys, edadm.cli, edadm.params; assert 'torch' not in sys.modules; import edadm.unets, torchvision"
+    subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}, check=True)

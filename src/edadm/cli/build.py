@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import click
-import torch
 
 from edadm.cli.options import DEVICE, FILE, FOLDER, PROTOCOL, SEED, compute_device, with_params
 from edadm.errors import InputError
@@ -56,6 +55,8 @@ def checkpoint(params: Params, system: str, random: bool, out: Path) -> None:
 @with_params
 def calibrate(params: Params, system: str, calibrator: str, folder: Path, out: Path) -> None:
     """Draw the calibration set of a SYSTEM with a CALIBRATOR (tdac, uniform, normal)."""
+    import torch
+
     from edadm.evaluation.sampling import draw
     from edadm.quantization import calibration
     from edadm.systems.system import WEIGHTS, load, load_unet
@@ -181,6 +182,8 @@ def sample(
 ) -> None:
     """Draw a SYSTEM's images with an engine, in shards; a killed run keeps its finished shards."""
     from dataclasses import asdict, replace
+
+    import torch
 
     from edadm import engines
     from edadm.evaluation import sampling

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import click
-import torch
 
 from edadm import params as parameters
 from edadm.errors import InputError
@@ -19,6 +18,8 @@ SEED = click.IntRange(0)
 
 def compute_device(params: parameters.Params) -> str:
     """Where networks are calibrated and reconstructed; InputError when it is not there."""
+    import torch
+
     if params.device == "cuda" and not torch.cuda.is_available():
         raise InputError("device: cuda is not available here; set it to cpu in params.yaml")
     return params.device
@@ -33,6 +34,8 @@ def with_params(command: Callable) -> Callable:
     @click.pass_obj
     @functools.wraps(command)
     def call(path: Path, *args: object, **kwargs: object) -> object:
+        import torch  # which takes a second: --help and completion need it as little
+
         params = parameters.load(path)
         torch.set_num_threads(params.engine.threads)
         return command(params, *args, **kwargs)

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import click
-import torch
 
 from edadm.cli.options import FILE, FOLDER, SEED
 from edadm.errors import InputError
@@ -57,6 +56,8 @@ def quantize(
 
     A killed run, started again with the same words, goes on where it was. Only safetensors weights are read.
     """
+    import torch
+
     from edadm import recipes
     from edadm.params import CalibrationParams
     from edadm.pipelines import folder
@@ -112,6 +113,8 @@ def generate(
 
     The image of a seed is the same however many are drawn.
     """
+    import torch
+
     from edadm.pipelines import folder
     from edadm.pipelines import generate as drawn
 
