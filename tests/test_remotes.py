@@ -1,20 +1,17 @@
 """DVC's remotes: a folder, a real SSH server, a real S3 server. After clone and pull nothing runs; damage is mended."""
 
-import json
-import shutil
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import servers
-from workspace import ROOT, SYSTEM, Workspace
+from workspace import SYSTEM, Workspace
 
 HEAL = "workflow/heal_remote.py"
 OUTPUT = f"results/{SYSTEM}/w4a8/engine-cpu"
+QUANTIZED = f"results/{SYSTEM}/w4a8/quantized"
 
 
 class Store:
@@ -98,6 +95,3 @@ def test_clone_and_pull_runs_nothing_and_damage_is_mended(
     assert "Nothing to be done" in other.snakemake().stdout
     assert "up to date" in other.call("dvc", "repro").stdout
     assert other.ran() == []
-
-
-QUANTIZED = f"results/{SYSTEM}/w4a8/quantized"

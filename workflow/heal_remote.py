@@ -90,9 +90,7 @@ def main() -> int:
         print(f"heal_remote: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(
-            f"heal_remote: cannot read or write the remote ({error}); nothing is lost, try again", file=sys.stderr
-        )
+        print(f"heal_remote: cannot read or write the remote ({error}); nothing is lost, try again", file=sys.stderr)
         return 2
     print(f"{checked} objects checked, {mended} mended, {left} left")
     return 1 if left else 0
