@@ -29,12 +29,13 @@ test-slow: .venv/ready debian-packages
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
-# what the tests need from Debian: real images (the demo's statistics of them are in assets/), and a browser for the page
+# what the tests need from Debian: real images (the demo's statistics of them are in assets/), a browser for the page and
+# an SSH server for a DVC remote
 debian-packages:
-	@{ test -d $(FASHION_MNIST) && command -v chromium > /dev/null; } || ! command -v apt-get > /dev/null \
-		|| $(MAKE) --no-print-directory install-debian-packages
+	@{ test -d $(FASHION_MNIST) && command -v chromium > /dev/null && test -x /usr/sbin/sshd; } \
+		|| ! command -v apt-get > /dev/null || $(MAKE) --no-print-directory install-debian-packages
 
 .PHONY: install-debian-packages
 install-debian-packages:
 	apt-get update -qq
-	apt-get install -y -qq --no-install-recommends dataset-fashion-mnist chromium
+	apt-get install -y -qq --no-install-recommends dataset-fashion-mnist chromium openssh-server

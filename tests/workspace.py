@@ -115,8 +115,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory, bin_folder: Path) -> Work
     space = Workspace(tmp_path_factory.mktemp("finished") / "project", bin_folder)
     space.folder.mkdir()
     for name in FILES:
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
-        copy(ROOT / name, space.folder / name)
+        if (ROOT / name).is_dir():  # without the lock files: nothing has run here
+            shutil.copytree(ROOT / name, space.folder / name, ignore=shutil.ignore_patterns("dvc.lock", "__pycache__"))
+        else:
+            shutil.copy2(ROOT / name, space.folder / name)
     (space.folder / ".dvc").mkdir()
     for name in ("config", ".gitignore"):
         shutil.copy2(ROOT / ".dvc" / name, space.folder / ".dvc" / name)
