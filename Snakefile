@@ -28,6 +28,7 @@ if workflow.is_main_process:
 
 REPRO = "dvc --wait-for-lock repro --single-item"
 THREADS = config["engine"]["threads"]
+EVALUATION_THREADS = config["engine"]["evaluation_threads"]
 
 
 wildcard_constraints:

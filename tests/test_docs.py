@@ -4,18 +4,25 @@ import re
 import shlex
 import subprocess
 import sys
+import types
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
+import tiny
 import tiny_pipelines
+import yaml
 from command_line import call
+from diffusers import DDIMScheduler
 from PIL import Image
+from workspace import Workspace
 
-from edadm import cli
+from edadm import cli, engines
+from edadm.evaluation import samples
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+FENCED = re.compile(r"^```\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 INLINE = re.compile(r"`edadm ([^`]+)`")
 FEWER = "--samples 4 --batch 2 --iterations 2 --threads 1"
 # what a reader waits for in the text's Python, and what a test does instead
@@ -37,6 +44,8 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run(line: str) -> None:
     """One line of a shell block."""
     words = shlex.split(line.partition(" > ")[0])
+    if words[0] == "trtexec":
+        return  # needs TensorRT and a GPU, as the text says
     if words[0] != "edadm":
         assert words[0] == "eval"
         here = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path)}
@@ -60,7 +69,7 @@ def execute(document: Path) -> int:
                 text = text.replace(given, instead)
             exec(compile(text, str(document), "exec"), names)  # noqa: S102
         else:
-            for line in text.strip().splitlines():
+            for line in filter(None, text.replace("\\\n", "").splitlines()):
                 run(line)
     return len(blocks)
 
@@ -88,6 +97,67 @@ def test_concepts(reader: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert execute(ROOT / "docs" / "concepts.md") == 2
     printed = capsys.readouterr().out
     assert "metrics.json fid:" in printed and "kind: latencies" in printed
+
+
+@pytest.fixture
+def own_results(reader: Path) -> Path:
+    """A reader who has run the demo; its quantized networks are tiny ones here."""
+    (reader / "results").unlink()
+    for variant, bits in (("w8a8", 8), ("w4a8", 4)):
+        tiny.save(reader / "results/fashion-ddim" / variant / "quantized", bits=bits)
+    source = reader / "results/fashion-ddim/checkpoint"
+    tiny.unet().save_pretrained(source / "unet")
+    DDIMScheduler().save_pretrained(source / "scheduler")
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    system = params["systems"]["fashion-ddim"]
+    system["sampler"]["steps"] = 2
+    system["sampling"] |= {"batch": 2, "shard": 4, "images": {"demo": 4, "full": 4}}
+    (reader / "params.yaml").unlink()
+    (reader / "params.yaml").write_text(yaml.safe_dump(params))
+    return reader
+
+
+def test_export(own_results: Path) -> None:
+    assert execute(ROOT / "docs" / "export.md") == 3
+    assert (own_results / "exported/trt/model.onnx").is_file()
+    assert samples.open_folder(own_results / "exported/samples", range(100000, 100004)).shape == (8, 8, 1)
+
+
+def test_add_an_engine(own_results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (_, module), (_, proof) = BLOCK.findall((ROOT / "docs" / "add-an-engine.md").read_text())
+    made = types.ModuleType("edadm.engines.exact")
+    exec(compile(module, "exact.py", "exec"), vars(made))  # noqa: S102
+    monkeypatch.setitem(sys.modules, made.__name__, made)
+    monkeypatch.setattr(engines, "DEVICES", (*engines.DEVICES, "exact"))
+    here = "torch.randn(2, 1, 32, 32)"
+    assert here in proof
+    exec(compile(proof.replace(here, "torch.randn(2, 1, 8, 8)"), "proof.py", "exec"), {})  # noqa: S102
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/published-systems.md", "docs/remotes.md"])
+def test_commands_of_the_pipeline(name: str, space: Workspace, reader: Path) -> None:
+    """Snakemake and DVC run in a copy of the project with a stub for `edadm`; whole targets run in test_workflow.py."""
+    tiny_pipelines.sd1(reader / "my-pipeline")
+    space.call("git", "commit", "-q", "--allow-empty", "-m", "so that HEAD has a parent")
+    elsewhere = {
+        "make": lambda words: re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE),
+        "python": lambda words: words[1] == "-m" or (ROOT / words[1]).is_file(),  # minutes, or as in test_remotes.py
+        "git": lambda words: words[1] == "clone",
+        "dvc": lambda words: words[1] in ("remote", "push", "pull"),  # test_remotes.py
+    }
+    text = "".join(FENCED.findall((ROOT / name).read_text()))
+    lines = [line.partition(" #")[0].strip() for line in text.splitlines()]
+    for line in filter(None, lines):
+        words = shlex.split(line)
+        if words[0] in elsewhere and elsewhere[words[0]](words):
+            continue
+        if words[0] in ("snakemake", "dvc"):
+            if words[0] == "snakemake" and "--report" not in words:
+                words.append("-n")
+            done = space.call(*words, check=words[:2] != ["dvc", "plots"])  # whose exit code tells of absent targets
+            assert "Traceback" not in done.stdout and "Usage" not in done.stdout, line
+        else:
+            run(line.replace("--out results/", "--out "))  # the project's own results are not for a test to change
 
 
 def test_contributing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,9 +196,8 @@ def test_commands_inside_sentences(
             assert capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["docs/own-model.md", "docs/concepts.md", "docs/differences.md", "README.md"])
-def test_links_lead_somewhere(name: str) -> None:
-    document = ROOT / name
+@pytest.mark.parametrize("document", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
     for link in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
         assert link.startswith("https://") or (document.parent / link).exists(), link
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from command_line import call
 from safetensors import safe_open
-from test_published import call, quantize_and_draw
 
 from edadm.evaluation import samples
 
@@ -27,11 +27,15 @@ def test_cifar_at_full_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     params["variants"]["cifar10-w4a8"]["reconstruction"] |= {"iterations": 3, "batch": 4}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     monkeypatch.chdir(tmp_path)
-    made = ("--checkpoint", "checkpoint", "--out", "tdac.safetensors")
     assert call("checkpoint", KIND, "--random", "--out", "checkpoint") == 0
-    assert call("calibrate", KIND, "tdac", *made) == 0
-    folder = quantize_and_draw(KIND, "w4a8", tmp_path)
-    images = np.concatenate(list(samples.batches(samples.open_folder(folder), 2)))
+    shared = ("--checkpoint", "checkpoint", "--out")
+    assert call("calibrate", KIND, "tdac", *shared, "tdac.safetensors") == 0
+    learned = ("--calibration", "tdac.safetensors", "--scratch", "w4a8/scratch")
+    assert call("reconstruct", KIND, "cifar10-w4a8", *learned, *shared, "w4a8/quantized") == 0
+    assert call("deploy", "--quantized", "w4a8/quantized", "--out", "w4a8/engine") == 0
+    drawn = ("--engine", "w4a8/engine", "--protocol", "full", "--scratch", "w4a8/scratch")
+    assert call("sample", KIND, *drawn, *shared, "w4a8/samples") == 0
+    images = np.concatenate(list(samples.batches(samples.open_folder(Path("w4a8/samples")), 2)))
     assert images.shape == (2, 32, 32, 3) and not np.array_equal(*images)
     verified = ("--quantized", "w4a8/quantized", "--engine", "w4a8/engine", "--calibration", "tdac.safetensors")
     assert call("verify", *verified, "--images", "2", "--out", "verification.json") == 0

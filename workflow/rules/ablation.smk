@@ -89,7 +89,7 @@ rule metrics_ablation:
         "logs/metrics-ablation@{key}.log",
     conda:
         "../../env.yaml"
-    threads: THREADS
+    threads: EVALUATION_THREADS
     resources:
         mem_mb=6000,
         runtime=120,

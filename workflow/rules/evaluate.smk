@@ -29,7 +29,7 @@ rule verification:
         "logs/verification@{key}.log",
     conda:
         "../../env.yaml"
-    threads: THREADS
+    threads: EVALUATION_THREADS
     resources:
         mem_mb=4000,
         runtime=30,
@@ -49,7 +49,7 @@ rule layer_errors:
         "logs/layer-errors@{key}.log",
     conda:
         "../../env.yaml"
-    threads: THREADS
+    threads: EVALUATION_THREADS
     resources:
         mem_mb=2000,
         runtime=30,
@@ -69,7 +69,7 @@ rule sample_shard:
         "logs/{stage}@{key}/{i}-of-{n}.log",
     conda:
         "../../env.yaml"
-    threads: THREADS
+    threads: EVALUATION_THREADS
     resources:
         mem_mb=lambda w: 16000 if w.stage == "samples-published" else 4000,
         runtime=lambda w: 2880 if w.stage == "samples-published" else 240,
@@ -127,7 +127,7 @@ rule metrics:
         "logs/metrics@{key}.log",
     conda:
         "../../env.yaml"
-    threads: THREADS
+    threads: EVALUATION_THREADS
     resources:
         mem_mb=3000,
         runtime=60,
@@ -147,7 +147,7 @@ rule metrics_full:
         "logs/metrics-full@{key}.log",
     conda:
         "../../env.yaml"
-    threads: THREADS
+    threads: EVALUATION_THREADS
     resources:
         mem_mb=6000,
         runtime=120,

@@ -117,7 +117,7 @@ rule verification_published:
         "logs/verification-published@{key}.log",
     conda:
         "../../env.yaml"
-    threads: THREADS
+    threads: EVALUATION_THREADS
     resources:
         mem_mb=24000,
         runtime=120,
@@ -137,7 +137,7 @@ rule layer_errors_published:
         "logs/layer-errors-published@{key}.log",
     conda:
         "../../env.yaml"
-    threads: THREADS
+    threads: EVALUATION_THREADS
     resources:
         mem_mb=24000,
         runtime=120,
@@ -177,7 +177,7 @@ rule metrics_published:
         "logs/metrics-published@{key}.log",
     conda:
         "../../env.yaml"
-    threads: THREADS
+    threads: EVALUATION_THREADS
     resources:
         mem_mb=16000,
         runtime=600,

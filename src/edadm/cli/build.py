@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from edadm.cli.options import DEVICE, FILE, FOLDER, PROTOCOL, SEED, compute_device, with_params
+from edadm.cli.options import DEVICE, FILE, FOLDER, PROTOCOL, SEED, compute_device, with_evaluation_params, with_params
 from edadm.errors import InputError
 from edadm.files import as_csv, atomic_write, read_json, write_json
 from edadm.params import Params
@@ -143,7 +143,7 @@ def export(quantized: Path, form: str, out: Path) -> None:
 @click.option("--calibration", "calibration_file", type=FILE, required=True, help="Gives the inputs to compare on.")
 @click.option("--images", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--out", type=FILE, required=True)
-@with_params
+@with_evaluation_params
 def verify(params: Params, quantized: Path, engine: Path, calibration_file: Path, images: int, out: Path) -> None:
     """Compare an engine with exact integer arithmetic: every layer, and the whole network beside round-off."""
     from edadm.engines.verify import verify as compare
@@ -152,10 +152,11 @@ def verify(params: Params, quantized: Path, engine: Path, calibration_file: Path
 
     data = calibration.read(calibration_file)
     inputs = [value[:images] for value in calibration.inputs(data)]
-    found = compare(quantized, engine, *inputs, threads=params.engine.threads)
+    threads = params.engine.evaluation_threads
+    found = compare(quantized, engine, *inputs, threads=threads)
     if (quantized / VAE).is_dir():
         latents = data["final"][:images] / read_json(quantized / VAE / "config.json")["scaling_factor"]
-        found["vae"] = compare(quantized / VAE, engine / VAE, latents, threads=params.engine.threads)
+        found["vae"] = compare(quantized / VAE, engine / VAE, latents, threads=threads)
     write_json(out, found)
 
 
@@ -165,7 +166,7 @@ def verify(params: Params, quantized: Path, engine: Path, calibration_file: Path
 @click.option("--calibration", "calibration_file", type=FILE, required=True, help="Gives the inputs to compare on.")
 @click.option("--images", type=click.IntRange(1), default=8, show_default=True, help="Spread evenly over the steps.")
 @click.option("--out", type=FILE, required=True, help="A CSV file.")
-@with_params
+@with_evaluation_params
 def layer_errors(_: Params, folder: Path, quantized: Path, calibration_file: Path, images: int, out: Path) -> None:
     """Measure how far each layer's output is from full precision: signal-to-quantization-noise ratios in dB.
 
@@ -189,7 +190,7 @@ def layer_errors(_: Params, folder: Path, quantized: Path, calibration_file: Pat
 @click.option("--scratch", type=FOLDER, required=True, help="Finished shards are kept here until all are there.")
 @click.option("--out", type=FOLDER, required=True)
 @click.option("--shard", help="I/N: make only shard I of N (from 0), and leave it in the scratch folder.")
-@with_params
+@with_evaluation_params
 def sample(
     params: Params,
     system: str,
@@ -202,7 +203,7 @@ def sample(
     shard: str | None,
 ) -> None:
     """Draw a SYSTEM's images with an engine, in shards; a killed run keeps its finished shards."""
-    from dataclasses import asdict, replace
+    from dataclasses import replace
 
     import torch
 
@@ -220,17 +221,19 @@ def sample(
             raise InputError(f"--shard {shard}: give it as I/N, as in 0/2")
         only = int(index), int(count)
     torch.set_num_threads(1)  # the engine has the threads; PyTorch's would spin beside them between its small steps
+    threads = params.engine.evaluation_threads
     rows = settings.sampling.batch * (1 if settings.sampler.guidance == 1 else 2)  # guidance doubles the batch
     drawn = load(folder)
     if (engine / VAE).is_dir():
-        drawn = replace(drawn, decoder=engines.load(engine / VAE, 1, params.engine.body, params.engine.threads))
+        drawn = replace(drawn, decoder=engines.load(engine / VAE, 1, params.engine.body, threads))
+    computed = {"body": params.engine.body, "threads": threads}
     sampling.run(
-        lambda: engines.load(engine, rows, params.engine.body, params.engine.threads),
+        lambda: engines.load(engine, rows, params.engine.body, threads),
         drawn,
         settings.sampler,
         sampling_params,
         settings.sampling.images[protocol],
-        sampling.fingerprint(engine, folder, settings.sampler, sampling_params, asdict(params.engine)),
+        sampling.fingerprint(engine, folder, settings.sampler, sampling_params, computed),
         scratch,
         out,
         only,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from edadm.cli.options import DEVICE, FILE, FOLDER, PROTOCOL, SEED, with_params
+from edadm.cli.options import DEVICE, FILE, FOLDER, PROTOCOL, SEED, with_evaluation_params, with_params
 from edadm.errors import InputError
 from edadm.files import write_json
 from edadm.params import Params
@@ -15,7 +15,7 @@ PUBLISHED = click.option("--published", is_flag=True, help="Of the published sys
 @click.command()
 @click.argument("system")
 @click.option("--out", type=FILE, required=True)
-@with_params
+@with_evaluation_params
 def reference(params: Params, system: str, out: Path) -> None:
     """Bring the statistics of a SYSTEM's real images to OUT, once they fit its feature extractor.
 
@@ -50,7 +50,7 @@ def reference(params: Params, system: str, out: Path) -> None:
 @click.option("--protocol", type=PROTOCOL, default="demo", show_default=True)
 @click.option("--seed", type=SEED, help="Seed of the first image, instead of sampling.seed of params.yaml.")
 @click.option("--out", type=FILE, required=True)
-@with_params
+@with_evaluation_params
 def metrics(
     params: Params,
     system: str,

@@ -25,19 +25,23 @@ def compute_device(params: parameters.Params) -> str:
     return params.device
 
 
-def with_params(command: Callable) -> Callable:
-    """Give the command the checked parameters, not before it runs, so that --help works anywhere.
+def _with_params(threads: str) -> Callable:
+    def decorate(command: Callable) -> Callable:
+        @click.pass_obj
+        @functools.wraps(command)
+        def call(path: Path, *args: object, **kwargs: object) -> object:
+            import torch  # which takes a second: --help and completion need it as little
 
-    Threads are set as the parameters say: float sums depend on them, and Snakemake and DVC start commands differently.
-    """
+            params = parameters.load(path)
+            torch.set_num_threads(getattr(params.engine, threads))
+            return command(params, *args, **kwargs)
 
-    @click.pass_obj
-    @functools.wraps(command)
-    def call(path: Path, *args: object, **kwargs: object) -> object:
-        import torch  # which takes a second: --help and completion need it as little
+        return call
 
-        params = parameters.load(path)
-        torch.set_num_threads(params.engine.threads)
-        return command(params, *args, **kwargs)
+    return decorate
 
-    return call
+
+# Decorators that give a command the checked parameters, not before it runs, so that --help works anywhere. PyTorch gets
+# the threads that the parameters say: float sums depend on them, and Snakemake and DVC start commands differently.
+with_params = _with_params("threads")
+with_evaluation_params = _with_params("evaluation_threads")
