@@ -10,16 +10,23 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from servers import free_port
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
-CLIENTS = ("sbatch", "scancel", "scontrol", "sinfo", "squeue", "srun")
+CLIENTS = ("sacct", "sbatch", "scancel", "scontrol", "sinfo", "squeue", "srun")
 SEARCHED = f"{os.environ['PATH']}:/usr/sbin:/sbin"  # where Debian keeps daemons
 PATIENCE = 300  # looks, a tenth of a second apart, for a daemon to answer
+MUNGE_FILES = {
+    "socket": "munge",
+    "key-file": "munge.key",
+    "log-file": "munged.log",
+    "pid-file": "munged.pid",
+    "seed-file": "munge.seed",
+}
 CONFIGURATION = """
 ClusterName=test
 SlurmctldHost=localhost(127.0.0.1)
@@ -44,6 +51,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 ReturnToService=2
 GresTypes=gpu
+SlurmdParameters=config_overrides
 NodeName=node NodeHostname=localhost NodeAddr=127.0.0.1 CPUs=2 RealMemory=16000 Gres=gpu:1 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
@@ -67,7 +75,7 @@ class Cluster:
 
 
 def missing() -> str:
-    """The commands that are not installed here."""
+    """The commands that are not installed here, as text."""
     return ", ".join(name for name in (*DAEMONS, *CLIENTS) if not shutil.which(name, path=SEARCHED))
 
 
@@ -92,15 +100,6 @@ def cluster(folder: Path) -> Iterator[Cluster]:
         finally:
             found.call("scancel", "--user", str(os.geteuid()))
             wait_for(lambda: not found.call("squeue", "--noheader").strip(), folder)
-
-
-MUNGE_FILES = {
-    "socket": "munge",
-    "key-file": "munge.key",
-    "log-file": "munged.log",
-    "pid-file": "munged.pid",
-    "seed-file": "munge.seed",
-}
 
 
 def configure(folder: Path) -> None:
@@ -132,7 +131,8 @@ def daemon(name: str, options: list[str], folder: Path) -> Iterator[None]:
             process.wait()
 
 
-def wait_for(condition, folder: Path) -> None:
+def wait_for(condition: Callable[[], bool], folder: Path) -> None:
+    """Wait until ``condition`` holds; what the daemons said if it does not in time."""
     for _ in range(PATIENCE):
         try:
             if condition():
