@@ -29,13 +29,14 @@ test-slow: .venv/ready debian-packages
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
-# what the tests need from Debian: real images (the demo's statistics of them are in assets/), a browser for the page and
-# an SSH server for a DVC remote
+# what the tests need from Debian: real images (the demo's statistics of them are in assets/), a browser for the page,
+# an SSH server for a DVC remote and a Slurm of one node
 debian-packages:
-	@{ test -d $(FASHION_MNIST) && command -v chromium > /dev/null && test -x /usr/sbin/sshd; } \
+	@{ test -d $(FASHION_MNIST) && command -v chromium > /dev/null && test -x /usr/sbin/sshd \
+		&& test -x /usr/sbin/slurmctld && test -x /usr/sbin/slurmd && test -x /usr/sbin/munged; } \
 		|| ! command -v apt-get > /dev/null || $(MAKE) --no-print-directory install-debian-packages
 
 .PHONY: install-debian-packages
 install-debian-packages:
 	apt-get update -qq
-	apt-get install -y -qq --no-install-recommends dataset-fashion-mnist chromium openssh-server
+	apt-get install -y -qq --no-install-recommends dataset-fashion-mnist chromium munge openssh-server slurm-wlm

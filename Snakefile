@@ -29,6 +29,9 @@ if workflow.is_main_process:
 REPRO = "dvc --wait-for-lock repro --single-item"
 THREADS = config["engine"]["threads"]
 EVALUATION_THREADS = config["engine"]["evaluation_threads"]
+# calibration and reconstruction, where params.yaml has them computed on a GPU
+GPU = 1 if config.get("device") == "cuda" else 0
+GPU_REPRO = f"python workflow/gpu.py {REPRO}" if GPU else REPRO
 
 
 wildcard_constraints:

@@ -14,9 +14,9 @@ rule calibration_ablation:
     resources:
         mem_mb=4000,
         runtime=60,
-        gpu=0,
+        gpu=GPU,
     params:
-        repro=REPRO,
+        repro=GPU_REPRO,
     shell:
         "{params.repro} ablation/dvc.yaml:calibration-ablation@{wildcards.key} 2>&1 | tee -i {log}"
 
@@ -34,9 +34,9 @@ rule reconstruction_ablation:
     resources:
         mem_mb=6000,
         runtime=600,
-        gpu=0,
+        gpu=GPU,
     params:
-        repro=REPRO,
+        repro=GPU_REPRO,
     shell:
         "{params.repro} ablation/dvc.yaml:reconstruction-ablation@{wildcards.key} 2>&1 | tee -i {log}"
 

@@ -1,6 +1,11 @@
 # What several rules share.
 
 
+def all_cores(wildcards):
+    """What a measurement of time takes: this machine; on a cluster, where the profile asks for a whole node, its own."""
+    return workflow.cores if workflow.local_exec else THREADS
+
+
 def shards(key, protocol):
     """The stamps of a run's shards; each shard is made by a job of its own, and the stage gathers them."""
     stage = {"demo": "samples", "full": "samples-full"}[protocol]

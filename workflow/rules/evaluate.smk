@@ -167,7 +167,7 @@ rule latency:
         "logs/latency@{key}.log",
     conda:
         "../../env.yaml"
-    threads: workflow.cores
+    threads: all_cores
     resources:
         mem_mb=4000,
         runtime=60,

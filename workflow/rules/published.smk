@@ -59,9 +59,9 @@ rule calibration_published:
     resources:
         mem_mb=16000,
         runtime=1440,
-        gpu=0,
+        gpu=GPU,
     params:
-        repro=REPRO,
+        repro=GPU_REPRO,
     shell:
         "{params.repro} published/dvc.yaml:calibration-published@{wildcards.key} 2>&1 | tee -i {log}"
 
@@ -79,9 +79,9 @@ rule reconstruction_published:
     resources:
         mem_mb=24000,
         runtime=4320,
-        gpu=0,
+        gpu=GPU,
     params:
-        repro=REPRO,
+        repro=GPU_REPRO,
     shell:
         "{params.repro} published/dvc.yaml:reconstruction-published@{wildcards.key} 2>&1 | tee -i {log}"
 
@@ -197,7 +197,7 @@ rule latency_published:
         "logs/latency-published@{key}.log",
     conda:
         "../../env.yaml"
-    threads: workflow.cores
+    threads: all_cores
     resources:
         mem_mb=16000,
         runtime=240,

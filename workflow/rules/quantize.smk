@@ -33,9 +33,9 @@ rule calibration:
     resources:
         mem_mb=4000,
         runtime=60,
-        gpu=0,
+        gpu=GPU,
     params:
-        repro=REPRO,
+        repro=GPU_REPRO,
     shell:
         "{params.repro} calibration@{wildcards.key} 2>&1 | tee -i {log}"
 
@@ -53,9 +53,9 @@ rule reconstruction:
     resources:
         mem_mb=6000,
         runtime=600,
-        gpu=0,
+        gpu=GPU,
     params:
-        repro=REPRO,
+        repro=GPU_REPRO,
     shell:
         "{params.repro} reconstruction@{wildcards.key} 2>&1 | tee -i {log}"
 
