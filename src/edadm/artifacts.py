@@ -162,8 +162,6 @@ def _json(path: Path) -> Lines | None:
             found = reader(path.parent)
             if found is not None:
                 return found
-    if not isinstance(content, dict):
-        return None
     kind = next((kind for kind, keys in JSONS.items() if set(keys) <= set(content)), None)
     if kind is None:
         return None

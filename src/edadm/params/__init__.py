@@ -5,13 +5,13 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from edadm.errors import InputError
 from edadm.params.checks import disagreements
 from edadm.params.kinds import TYPES
+from edadm.params.reading import read
 from edadm.params.schema import (
     CALIBRATORS,
     AblationParams,
@@ -63,22 +63,6 @@ __all__ = [
     "check",
     "load",
 ]
-
-
-def _read(path: Path) -> Any:
-    try:
-        content = OmegaConf.load(path)
-        OmegaConf.resolve(content)
-        return content
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; run from the project's folder or give --params") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
-    except yaml.MarkedYAMLError as error:
-        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise InputError(f"{path}: {line}not valid YAML ({error.problem})") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
 
 
 def _wrong_shapes(kind: Any, content: Any, path: str) -> Iterator[str]:
@@ -135,7 +119,7 @@ def load(path: Path | str = "params.yaml") -> Params:
     """The parameters in ``path``; InputError with one line (key, value, what is allowed) for the first wrong one."""
     path = Path(path)
     try:
-        content = _read(path)
+        content = read(path)
         for problem in _wrong_shapes(Params, OmegaConf.to_container(content), ""):
             raise InputError(f"{path}: {problem}")
         checked = OmegaConf.merge(OmegaConf.structured(Params), content)
