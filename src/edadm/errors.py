@@ -15,7 +15,6 @@ class InputError(Exception):
 
     def __str__(self) -> str:
         text = super().__str__()
-        if len(text) > LONGEST:
-            half = LONGEST // 2 - 1
-            text = f"{text[:half]} … {text[-half:]}"
-        return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+        text = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+        half = LONGEST // 2 - 2
+        return text if len(text) < LONGEST else f"{text[:half]} … {text[-half:]}"

@@ -66,10 +66,19 @@ __all__ = [
 
 
 def _wrong_shapes(kind: Any, content: Any, path: str) -> Iterator[str]:
-    """Each place where the schema has a mapping and the content has not (OmegaConf does not say where)."""
+    """Each place where the content is a mapping or a list and the schema has none, or the other way round.
+
+    OmegaConf does not say where, and takes a mapping for an element of a list of numbers.
+    """
+    origin = get_origin(kind)
+    if origin is list and isinstance(content, list):
+        for place, each in enumerate(content):
+            yield from _wrong_shapes(get_args(kind)[0], each, f"{path}[{place}]")
+    if kind in TYPES and isinstance(content, dict | list):
+        yield f"{path}: {content!r} is not allowed; allowed: {TYPES[kind]}"
     if is_dataclass(kind):
         inner = {entry.name: entry.type for entry in fields(kind)}
-    elif get_origin(kind) is dict:
+    elif origin is dict:
         inner = dict.fromkeys(content if isinstance(content, dict) else (), get_args(kind)[1])
     else:
         return
