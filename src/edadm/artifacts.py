@@ -42,7 +42,10 @@ def describe(path: Path) -> Lines:
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     for reader in _FOLDERS if path.is_dir() else (_FILES.get(path.suffix, _nothing),):
-        found = reader(path)
+        try:
+            found = reader(path)
+        except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:  # OSError: a folder of that name
+            raise InputError(f"{path}: looks like what edadm writes, but is not whole ({error!r})") from error
         if found is not None:
             return found
     raise InputError(f"{path}: not a file or folder that edadm writes")
@@ -87,8 +90,8 @@ def _unet(folder: Path) -> Lines | None:
         found = sorted(path.name for path in folder.glob("*.safetensors"))
         bytes_ = sum((folder / name).stat().st_size for name in found)
         return {"kind": f"full-precision {config['_class_name']}", "files": found, "bytes": bytes_}
-    sizes = checkpoint.sizes(folder)
     loaded = checkpoint.load(folder)
+    sizes = checkpoint.sizes(folder)
     recipe = {key: value for key, value in loaded.recipe.items() if not isinstance(value, dict)}
     return {
         "kind": f"quantized {config['_class_name']}",
@@ -162,8 +165,6 @@ def _json(path: Path) -> Lines | None:
             found = reader(path.parent)
             if found is not None:
                 return found
-    if not isinstance(content, dict):
-        return None
     kind = next((kind for kind, keys in JSONS.items() if set(keys) <= set(content)), None)
     if kind is None:
         return None

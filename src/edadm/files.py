@@ -51,14 +51,19 @@ def write_json(path: Path, content: Any) -> None:
     atomic_write(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; InputError when it is missing or is not JSON."""
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; InputError when it is missing, is not JSON or holds something else."""
     try:
-        return json.loads(Path(path).read_text())
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; run the stage that makes it first") from error
-    except ValueError as error:
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: not a JSON object")
+    return content
 
 
 def _cell(value: Any) -> str:

@@ -5,13 +5,13 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from edadm.errors import InputError
 from edadm.params.checks import disagreements
 from edadm.params.kinds import TYPES
+from edadm.params.reading import read
 from edadm.params.schema import (
     CALIBRATORS,
     AblationParams,
@@ -65,27 +65,20 @@ __all__ = [
 ]
 
 
-def _read(path: Path) -> Any:
-    try:
-        content = OmegaConf.load(path)
-        OmegaConf.resolve(content)
-        return content
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; run from the project's folder or give --params") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
-    except yaml.MarkedYAMLError as error:
-        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise InputError(f"{path}: {line}not valid YAML ({error.problem})") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
-
-
 def _wrong_shapes(kind: Any, content: Any, path: str) -> Iterator[str]:
-    """Each place where the schema has a mapping and the content has not (OmegaConf does not say where)."""
+    """Each place where the content is a mapping or a list and the schema has none, or the other way round.
+
+    OmegaConf does not say where, and takes a mapping for an element of a list of numbers.
+    """
+    origin = get_origin(kind)
+    if origin is list and isinstance(content, list):
+        for place, each in enumerate(content):
+            yield from _wrong_shapes(get_args(kind)[0], each, f"{path}[{place}]")
+    if kind in TYPES and isinstance(content, dict | list):
+        yield f"{path}: {content!r} is not allowed; allowed: {TYPES[kind]}"
     if is_dataclass(kind):
         inner = {entry.name: entry.type for entry in fields(kind)}
-    elif get_origin(kind) is dict:
+    elif origin is dict:
         inner = dict.fromkeys(content if isinstance(content, dict) else (), get_args(kind)[1])
     else:
         return
@@ -135,7 +128,7 @@ def load(path: Path | str = "params.yaml") -> Params:
     """The parameters in ``path``; InputError with one line (key, value, what is allowed) for the first wrong one."""
     path = Path(path)
     try:
-        content = _read(path)
+        content = read(path)
         for problem in _wrong_shapes(Params, OmegaConf.to_container(content), ""):
             raise InputError(f"{path}: {problem}")
         checked = OmegaConf.merge(OmegaConf.structured(Params), content)

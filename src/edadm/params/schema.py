@@ -62,7 +62,7 @@ class CheckpointParams(Settings):
 class FileParams(Settings):
     """A published file: where it comes from and how to know it; ``member`` is the file wanted of a zip."""
 
-    name: str = checked("a plain file name", lambda value: value not in ("", ".", "..") and "/" not in value)
+    name: str = checked("a plain file name", _is_file_name)
     """Its name in `originals/`, or in the folder that `$EDADM_CHECKPOINTS` names."""
     sources: list[str] = checked("a list of one or more URLs or paths", bool)
     """Tried in turn; what has no `://` is a path, used where it lies."""

@@ -1,0 +1,64 @@
+"""params.yaml as plain containers: refused when it is no YAML, or YAML that is much larger than its text."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+
+from edadm.errors import InputError
+
+# of the project's own file, twenty times as many values and ten times as deep
+LARGEST = 50_000
+DEEPEST = 100
+
+
+def read(path: Path) -> Any:
+    """The content of ``path``, as OmegaConf reads it; InputError, one line, when it cannot be used."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        _check_size(text)
+        content = OmegaConf.load(io.StringIO(text))
+        OmegaConf.resolve(content)
+        return content
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; run from the project's folder or give --params") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise InputError(f"{path}: {line}not valid YAML ({error.problem})") from error
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError) as error:
+        # the last four: a date without such a day, a number without digits, and so on
+        raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())[:200]})") from error
+
+
+def _check_size(text: str) -> None:
+    """YAMLError when the text stands for too many values, or too deep ones.
+
+    An alias is a copy of what it refers to, so that a few lines can stand for more than any memory holds. What it
+    would be is counted from the parser's events, which are few.
+    """
+    sizes: dict[str, int] = {}  # of what has an anchor
+    counts, anchors = [0], [None]  # of each open collection, and of the file
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            counts.append(1)
+            anchors.append(event.anchor)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            size, anchor = counts.pop(), anchors.pop()
+            counts[-1] += size
+            if anchor:
+                sizes[anchor] = size
+        elif isinstance(event, yaml.AliasEvent):
+            if event.anchor in anchors:
+                raise yaml.YAMLError(f"line {event.start_mark.line + 1}: *{event.anchor} is within itself")
+            counts[-1] += sizes.get(event.anchor, 1)
+        elif isinstance(event, yaml.ScalarEvent):
+            counts[-1] += 1
+        line = event.start_mark.line + 1
+        if counts[-1] > LARGEST:
+            raise yaml.YAMLError(f"line {line}: more than {LARGEST} values")
+        if len(counts) > DEEPEST:
+            raise yaml.YAMLError(f"line {line}: more than {DEEPEST} levels")
