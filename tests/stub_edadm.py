@@ -1,19 +1,23 @@
-"""Stands in for `edadm` in test_workflow.py: writes small files that depend on what the stage reads, in no time.
+"""Stands in for `edadm` in a Workspace: writes small files that depend on what the stage reads, in no time.
 
-Each call appends its stage to $STUB_LOG. The stage that $STUB_HOLD names waits then, for as long as there is a file of
-that name beside $STUB_LOG.
+Each call appends its stage to $STUB_LOG, or its stage and shard, unless that shard is there already. It waits then, for
+as long as there is a file hold-STAGE or hold-STAGE.I-of-N beside $STUB_LOG, into which it writes its process id.
 """
 
 import hashlib
 import json
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
 
 import yaml
 
+from edadm.processes import end_with_dvc
+
 SOURCES = {"reconstruct": "quantization/fbr.py", "metrics": "evaluation/metrics.py"}
+end_with_dvc()
 command, *words = sys.argv[1:]
 named = [word for word in words if not word.startswith("--")]
 published = "--published" in words
@@ -42,14 +46,22 @@ content = hashlib.sha256(b"\n".join([command.encode(), *read])).hexdigest()
 
 stage = os.environ["DVC_STAGE"].rpartition(":")[2]
 log = Path(os.environ["STUB_LOG"])
+shard = str(options.get("shard", ""))
+made = options["scratch"] / f"{shard.replace('/', '-of-')}.bin" if shard else None
+if made and made.exists() and made.read_text() == content:
+    sys.exit()
 with log.open("a") as file:
-    file.write(f"{stage} {options['shard']}\n" if "shard" in options else f"{stage}\n")
-hold = log.with_name(os.environ.get("STUB_HOLD", "nothing"))
-while hold.name == stage and hold.exists():
+    file.write(f"{stage} {shard}".rstrip() + "\n")
+hold = log.with_name(f"hold-{stage}" + (f".{shard.replace('/', '-of-')}" if shard else ""))
+if hold.exists():
+    hold.write_text(str(os.getpid()))
+while hold.exists():
     time.sleep(0.1)
 
-out.parent.mkdir(parents=True, exist_ok=True)
-if command == "calibrate":
+(made or out).parent.mkdir(parents=True, exist_ok=True)
+if made:
+    made.write_text(content)
+elif command == "calibrate":
     out.write_text(content)
     out.with_suffix(".json").write_text(json.dumps({"counts": content}))
 elif command in ("metrics", "latency", "verify"):
@@ -59,9 +71,10 @@ elif command in ("reference", "report", "ablation"):
 elif command == "layer-errors":
     out.write_text(f"layer,index,sqnr_db\nconv_in,0,{int(content[:2], 16)}\nconv_out,1,{int(content[2:4], 16)}\n")
 else:
-    folder = options["scratch"] if "shard" in options else out
-    folder.mkdir(parents=True, exist_ok=True)
+    out.mkdir(exist_ok=True)
     full = options.get("protocol") == Path("full")
     tables = ["quality-full.csv"] if full else ["quality.csv", "size.csv", "exactness.csv", "latency.csv"]
     for name in tables if command == "tables" else ["data.bin"]:
-        (folder / name).write_text(f"run,fid\n{content},1\n")
+        (out / name).write_text(f"run,fid\n{content},1\n")
+if command == "sample" and not made:
+    shutil.rmtree(options["scratch"], ignore_errors=True)

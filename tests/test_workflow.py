@@ -1,19 +1,13 @@
 """The project's own Snakefile, dvc.yaml and params.yaml, with a stub for `edadm`: what runs again after what."""
 
 import ast
-import os
 import re
 import shutil
-import signal
 import subprocess
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import pytest
 import yaml
-from workspace import EVERYTHING, GATHERED, PER_RUN, PIPED, PUBLISHED, ROOT, RUNS, SYSTEM, Workspace, families
+from workspace import EVERYTHING, GATHERED, PER_RUN, PUBLISHED, ROOT, RUNS, SYSTEM, Workspace, families
 
 AFTER_W4A8 = {f"{family}@{SYSTEM}-w4a8" for family in PER_RUN} | GATHERED
 OUTPUTS = {"reconstruction": "quantized", "samples": "samples"}
@@ -123,54 +117,6 @@ def test_a_system_is_added_by_its_block(space: Workspace) -> None:
     of_system = {f"checkpoint@{name}", f"reference@{name}", f"calibration@{name}-tdac", f"latency@{name}-cpu"}
     of_runs = {f"{family}@{run}" for family in PER_RUN for run in block["runs"]}
     assert space.announced() == of_system | of_runs | GATHERED
-
-
-@pytest.mark.parametrize("family", ["reconstruction", "samples"])
-def test_killed_run_goes_on(space: Workspace, family: str) -> None:
-    """Snakemake and all that it began, killed with -9 in the middle of a stage."""
-    stage = f"{family}@{SYSTEM}-w4a8"
-    with stopped_in(space, stage) as process:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    space.log.with_name(stage).unlink()
-    space.snakemake(f".stamps/{stage}")
-    before = [each for each in PER_RUN[: PER_RUN.index(family) + 1] if each not in ("verification", "layer-errors")]
-    assert set(space.ran()) == {f"{each}@{SYSTEM}-w4a8" for each in before}
-    assert "Nothing to be done" in space.snakemake("-n", f".stamps/{stage}").stdout
-    assert (space.folder / f"results/{SYSTEM}/w4a8/{OUTPUTS[family]}/data.bin").exists()
-
-
-def test_stage_that_outlives_its_snakemake_is_waited_for(space: Workspace) -> None:
-    """Snakemake alone killed with -9: what it began ends in peace and does not run twice."""
-    stage = f"reconstruction@{SYSTEM}-w4a8"
-    with stopped_in(space, stage) as process:
-        process.kill()
-        process.wait()
-        with subprocess.Popen(space.to(stage), cwd=space.folder, env=space.environment, **PIPED) as again:
-            for line in again.stdout:
-                if "waiting for process" in line:
-                    break
-            space.log.with_name(stage).unlink()
-            again.stdout.read()
-    assert again.returncode == 0
-    assert space.ran() == [stage]
-
-
-@contextmanager
-def stopped_in(space: Workspace, stage: str) -> Iterator[subprocess.Popen]:
-    """Edit w4a8 and start a run, which then waits in the middle of ``stage``; nothing of it is left afterwards."""
-    space.edit("params.yaml", "iterations: 400", "iterations: 7")
-    space.log.with_name(stage).touch()
-    environment = {**space.environment, "STUB_HOLD": stage}
-    process = subprocess.Popen(space.to(stage), cwd=space.folder, env=environment, start_new_session=True, **QUIET)
-    try:
-        while not (space.log.exists() and stage in space.log.read_text()):
-            assert process.poll() is None
-            time.sleep(0.1)
-        yield process
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_full_protocol_is_a_target_of_its_own(space: Workspace) -> None:

@@ -109,10 +109,9 @@ def bin_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory, bin_folder: Path) -> Workspace:
-    """A workspace in which everything has run once; never changed, only copied."""
-    space = Workspace(tmp_path_factory.mktemp("finished") / "project", bin_folder)
+def prepared(folder: Path, bin_folder: Path, runs: tuple[str, ...] = RUNS) -> Workspace:
+    """A workspace at ``folder`` in which nothing has run, with only one system and these of its runs."""
+    space = Workspace(folder, bin_folder)
     space.folder.mkdir()
     for name in FILES:
         if (ROOT / name).is_dir():  # without the lock files: nothing has run here
@@ -127,7 +126,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, bin_folder: Path) -> Work
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"{name}\n")
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    params["runs"] = {key: params["runs"][key] for key in RUNS}
+    params["runs"] = {key: params["runs"][key] for key in runs}
     params["systems"] = {SYSTEM: params["systems"][SYSTEM]}
     params["pipeline"] = {"systems": [SYSTEM], "calibrators": ["tdac"], "devices": ["cpu"]}
     params["systems"][SYSTEM]["sampling"] |= {"shard": 2, "images": {"demo": 3, "full": 4}}
@@ -141,6 +140,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory, bin_folder: Path) -> Work
     published["runs"] = {f"{PUBLISHED}-{v}": published["runs"][f"{PUBLISHED}-{v}"] for v in ("fp32", "w4a8")}
     (space.folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     space.call("git", "init", "-q")
+    return space
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, bin_folder: Path) -> Workspace:
+    """A workspace in which everything has run once; never changed, only copied."""
+    space = prepared(tmp_path_factory.mktemp("finished") / "project", bin_folder)
     space.first = space.snakemake()
     space.first_ran = space.log.read_text().splitlines()
     space.call("git", "add", "-A")
@@ -148,8 +154,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory, bin_folder: Path) -> Work
     return space
 
 
+def copied(space: Workspace, folder: Path, bin_folder: Path) -> Workspace:
+    """A copy of a workspace at ``folder``."""
+    subprocess.run(["cp", "-a", space.folder, folder], check=True)
+    return Workspace(folder, bin_folder)
+
+
 @pytest.fixture
 def space(finished: Workspace, bin_folder: Path, tmp_path: Path) -> Workspace:
     """A copy of the finished workspace."""
-    subprocess.run(["cp", "-a", finished.folder, tmp_path / "project"], check=True)
-    return Workspace(tmp_path / "project", bin_folder)
+    return copied(finished, tmp_path / "project", bin_folder)

@@ -11,22 +11,27 @@ Some of the calls of DVC used here are not documented: tests/test_workflow.py fa
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import re
 import subprocess
 import sys
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO
 
 import networkx as nx
 import psutil
 from dvc.repo import Repo
+from dvc.rwlock import rwlock
+from dvc.stage import PipelineStage
 from dvc.stage.cache import RunCacheNotFoundError
 from dvc_data.hashfile.hash_info import HashInfo
 from index import prune
 
 STAMPS = Path(".stamps")
+RUNNING = ".running"  # in STAMPS: locked by the Snakemake that runs here
 SNAKEMAKE_LOCKS = Path(".snakemake/locks")
 FRESH = 946684800  # the one modification time of every stamp that sync writes
 POLL = 0.5  # seconds between two looks at what another process does
@@ -92,7 +97,7 @@ class Stages:
             if stale.intersection(self.upstream[name]):
                 stale.add(name)
         for old in filter(Path.is_file, STAMPS.iterdir()):
-            if old.name in stale or old.name not in self.stages:
+            if old.name != RUNNING and (old.name in stale or old.name not in self.stages):
                 old.unlink()
         for name in self.stages.keys() - stale:
             path = STAMPS / name
@@ -107,7 +112,7 @@ class Stages:
         after kill -9, and would have to be removed by hand.
         """
         STAMPS.mkdir(exist_ok=True)
-        self.alone = (STAMPS / ".running").open("a")  # kept open, and so locked, as long as this process lives
+        self.alone = (STAMPS / RUNNING).open("a")  # kept open, and so locked, as long as this process lives
         while True:
             try:
                 fcntl.flock(self.alone, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -131,11 +136,20 @@ class Stages:
                 print(f"waiting for process {process}, a stage of a stopped run", file=sys.stderr)
             told |= running
             time.sleep(POLL)
+        try:
+            json.loads(self._list().read_text())
+        except FileNotFoundError:
+            pass
+        except ValueError:  # its writer was killed; DVC would refuse every command
+            self._list().unlink()
+
+    def _list(self) -> Path:
+        """DVC's own list of what its processes read and write; it is not written in one piece."""
+        return Path(self.repo.tmp_dir, "rwlock")
 
     def _running(self) -> set[int]:
-        """The processes of this machine that are running a stage, by DVC's own list (which may be half-written)."""
-        path = Path(self.repo.tmp_dir, "rwlock")
-        listed = re.findall(r'"pid": (\d+)[,}]', path.read_text()) if path.exists() else []
+        """The processes of this machine that are running a stage or one of its shards."""
+        listed = re.findall(r'"pid": (\d+)[,}]', self._list().read_text()) if self._list().exists() else []
         return {process for process in map(int, listed) if psutil.pid_exists(process)}
 
     def shard(self, name: str, shard: str) -> str:
@@ -153,8 +167,15 @@ class Stages:
             except RunCacheNotFoundError:
                 pass
         environment = {**os.environ, "DVC_STAGE": name}
-        subprocess.run(f"{stage.cmd} --shard {shard}", shell=True, check=True, env=environment)
+        with self._listed(stage, shard):
+            subprocess.run(f"{stage.cmd} --shard {shard}", shell=True, check=True, env=environment)
         return "made"
+
+    def _listed(self, stage: PipelineStage, shard: str) -> AbstractContextManager[None]:
+        """Be in DVC's list while a shard is made: nobody then makes it too, or writes what it reads."""
+        reads = [dep.fs_path for dep in stage.deps]
+        writes = [str(Path(self.repo.root_dir, STAMPS, "shards", stage.name, shard.replace("/", "-of-")))]
+        return rwlock(self.repo.tmp_dir, self.repo.fs, " ".join(sys.argv), reads, writes, False)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,6 @@
 """The command line: one subcommand per stage. Paths are arguments, since dvc.yaml is where the layout is written."""
 
-import ctypes
 import logging
-import os
-import signal
 import sys
 from pathlib import Path
 
@@ -13,13 +10,7 @@ from edadm.cli import build, look, measure, own, recipe, systems, train
 from edadm.cli.help import HELP, WIDTH, Pipeline, add_example, help_, params_
 from edadm.cli.options import FILE
 from edadm.errors import InputError
-
-
-def _die_with_dvc() -> None:
-    """As a stage of DVC, end when the dvc process is killed: else two runs could write one folder."""
-    if os.environ.get("DVC_STAGE") and sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+from edadm.processes import end_with_dvc
 
 
 @click.group(cls=Pipeline, context_settings={"help_option_names": HELP, "max_content_width": WIDTH})
@@ -31,7 +22,7 @@ def cli(context: click.Context, path: Path) -> None:
     `quantize` and `generate` are for a pipeline of your own. The others are the stages of the pipeline of params.yaml,
     in its order; `snakemake` and `dvc repro` call them.
     """
-    _die_with_dvc()
+    end_with_dvc()
     logging.basicConfig(format="%(message)s")
     logging.getLogger("edadm").setLevel(logging.INFO)
     context.obj = path

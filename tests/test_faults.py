@@ -1,0 +1,200 @@
+"""Faults: what is killed, full, read-only or run twice at once is right again after one plain run.
+
+The tables of docs/reliability.md are what these tests saw: EDADM_WRITE_RELIABILITY=1 writes them, else they must agree.
+"""
+
+import re
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from reliability import agrees
+from workspace import PER_RUN, SYSTEM, Workspace, prepared
+
+VARIANTS = ("fp32", "w8a8", "w4a8")
+KINDS = ("the stage's command", "its DVC", "Snakemake")
+COMMAND, DVC, SNAKEMAKE = range(3)
+SHARD = "one shard of samples"
+OF_SYSTEM = {
+    **{f"{family}@{SYSTEM}": family for family in ("checkpoint", "reference")},
+    **{f"calibration@{SYSTEM}-tdac": "calibration", f"latency@{SYSTEM}-cpu": "latency"},
+    **{"tables": "tables", "report": "report"},
+}
+FAMILIES = (
+    *("checkpoint", "reference", "calibration", "reconstruction", "deployment", "verification", "layer-errors"),
+    *(SHARD, "samples", "metrics", "latency", "tables", "report"),
+)
+HANG = 300  # seconds after which a test gives up on a process; nothing is measured
+
+
+def each(family: str) -> dict[str, int]:
+    """The stages of a family, of the three runs, and what is killed in each."""
+    last = ".0-of-2" if family == SHARD else ""
+    name = "samples" if family == SHARD else family
+    return {f"{name}@{SYSTEM}-{variant}{last}": kind for variant, kind in zip(VARIANTS, range(3), strict=True)}
+
+
+def alone(kind: int, *stages: str) -> dict[str, int]:
+    return dict.fromkeys(stages, kind)
+
+
+FIRST = (f"checkpoint@{SYSTEM}", f"reference@{SYSTEM}")
+CALIBRATION, LATENCY, LAST = f"calibration@{SYSTEM}-tdac", f"latency@{SYSTEM}-cpu", ("tables", "report")
+# what is killed in each of the successive runs of one workspace; a run begins with what the one before left
+RUNS_KILLED = [
+    alone(COMMAND, *FIRST),
+    alone(DVC, *FIRST),
+    alone(SNAKEMAKE, *FIRST),
+    alone(COMMAND, CALIBRATION),
+    alone(DVC, CALIBRATION),
+    alone(SNAKEMAKE, CALIBRATION),
+    each("reconstruction"),
+    each("deployment") | each("layer-errors"),
+    each("verification") | each(SHARD) | alone(COMMAND, LATENCY),
+    each("samples") | alone(DVC, LATENCY),
+    each("metrics") | alone(SNAKEMAKE, LATENCY),
+    alone(COMMAND, *LAST),
+    alone(DVC, *LAST),
+    alone(SNAKEMAKE, *LAST),
+]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, bin_folder: Path) -> Workspace:
+    """Everything ran once, without Snakemake; only copied."""
+    runs = tuple(f"{SYSTEM}-{variant}" for variant in VARIANTS)
+    space = prepared(tmp_path_factory.mktemp("undisturbed") / "project", bin_folder, runs)
+    space.call("dvc", "repro")
+    assert len(space.ran()) == len(VARIANTS) * len(PER_RUN) + len(OF_SYSTEM)
+    return space
+
+
+def artifacts(space: Workspace) -> dict[str, bytes]:
+    """All files of the results, and what DVC recorded."""
+    files = [path for path in (space.folder / "results").rglob("*") if path.is_file()]
+    lock = yaml.safe_load((space.folder / "dvc.lock").read_text())["stages"]
+    return {str(path.relative_to(space.folder)): path.read_bytes() for path in files} | {"dvc.lock": lock}
+
+
+def is_as(space: Workspace, undisturbed: Workspace) -> None:
+    """The same artifacts, and DVC finds nothing to do."""
+    got, wanted = artifacts(space), artifacts(undisturbed)
+    assert got.keys() == wanted.keys() and got == wanted
+    assert "up to date" in space.call("dvc", "status", "dvc.yaml").stdout
+
+
+class Run:
+    """A plain run of Snakemake in a workspace whose stages can be held."""
+
+    def __init__(self, space: Workspace, cores: int) -> None:
+        self.space, self.output = space, space.log.with_name("run.txt")
+        # latency takes all cores otherwise, and could not be held beside others
+        words = ["snakemake", "--cores", str(cores), "--set-threads", "latency=1"]
+        with self.output.open("w") as file:
+            self.process = subprocess.Popen(
+                words, cwd=space.folder, env=space.environment, stdout=file, stderr=subprocess.STDOUT, process_group=0
+            )
+
+    def said(self) -> str:
+        return self.output.read_text()
+
+    def until(self, happened: Callable[[], bool]) -> None:
+        """Wait for something that happens while this runs."""
+        end = time.monotonic() + HANG
+        while not happened():
+            assert self.process.poll() is None and time.monotonic() < end, self.said()[-6000:]
+            time.sleep(0.1)
+
+
+def hold(space: Workspace, stage: str) -> Path:
+    return space.log.with_name(f"hold-{stage}")
+
+
+def held(space: Workspace, stage: str) -> int:
+    """The process of a stage that has begun and waits; 0 before that."""
+    return int(hold(space, stage).read_text() or 0)
+
+
+def dvc_of(command: int) -> psutil.Process:
+    """The process that started a stage's command: DVC, or what makes single shards."""
+    names = ("dvc", "dvcdag.py")
+    return next(each for each in psutil.Process(command).parents() if Path([*each.cmdline(), "", ""][1]).name in names)
+
+
+@contextmanager
+def no_process_left(space: Workspace) -> Iterator[None]:
+    """Whatever fails, stages that a test held end."""
+    try:
+        yield
+    finally:
+        for path in space.log.parent.glob("hold-*"):
+            path.unlink()
+
+
+def kill_in(run: Run, killed: dict[str, int]) -> None:
+    """Kill what is to be killed in each of the stages, as they are reached, Snakemake last; with -9."""
+    space = run.space
+    for stage in sorted(killed, key=killed.get):
+        run.until(lambda stage=stage: held(space, stage))
+        command = psutil.Process(held(space, stage))
+        if killed[stage] == SNAKEMAKE:
+            continue  # held until the next run waits for it
+        (command if killed[stage] == COMMAND else dvc_of(command.pid)).kill()
+        command.wait(HANG)  # it ends with its DVC
+        hold(space, stage).unlink()
+    if SNAKEMAKE in killed.values():
+        run.process.kill()
+        run.process.wait()
+    else:
+        assert run.process.wait(HANG) == 1, run.said()[-6000:]
+
+
+def go_on(run: Run, left: list[str]) -> None:
+    """Let a run wait for stages that outlived the one before, then let these end."""
+    if left:
+        run.until(lambda: run.said().count("waiting for process") == len(left))
+        for stage in left:
+            hold(run.space, stage).unlink()
+
+
+def started(space: Workspace) -> Counter[str]:
+    """How often each stage and each shard began."""
+    lines = space.log.read_text().splitlines()
+    return Counter(re.sub(" (.*)/", r".\1-of-", line) for line in lines)
+
+
+def test_killed(undisturbed: Workspace, bin_folder: Path, tmp_path: Path) -> None:
+    """kill -9 of each stage's command, DVC and Snakemake, in successive runs of one workspace."""
+    runs = tuple(f"{SYSTEM}-{variant}" for variant in VARIANTS)
+    space = prepared(tmp_path / "project", bin_folder, runs)
+    left: list[str] = []
+    rows = {family: {} for family in FAMILIES}
+    with no_process_left(space):
+        for killed in RUNS_KILLED:
+            for stage in killed:
+                hold(space, stage).touch()
+            run = Run(space, cores=8)
+            go_on(run, left)
+            kill_in(run, killed)
+            left = [stage for stage, kind in killed.items() if kind == SNAKEMAKE]
+        run = Run(space, cores=1)
+        go_on(run, left)
+        assert run.process.wait(HANG) == 0, run.said()[-6000:]
+    begun = started(space)
+    is_as(space, undisturbed)
+    kills = Counter((stage, kind) for killed in RUNS_KILLED for stage, kind in killed.items())
+    for (stage, kind), _ in kills.items():
+        family = OF_SYSTEM.get(stage) or (SHARD if ".0-of" in stage else stage.partition("@")[0])
+        again = begun[stage] - 1
+        expected = sum(number for (name, other), number in kills.items() if name == stage and other != SNAKEMAKE)
+        assert again == expected, f"{stage} began {begun[stage]} times"
+        rows[family][kind] = "goes on and counts" if kind == SNAKEMAKE else "begins again"
+    untouched = begun.keys() - {stage for stage, _ in kills}
+    assert untouched and all(begun[stage] == 1 for stage in untouched), begun
+    agrees("killed", ["kill -9 of", *KINDS], [[family, *(rows[family][k] for k in range(3))] for family in FAMILIES])
