@@ -7,7 +7,6 @@ so each client (sbatch, srun, …) gets a wrapper that sets it.
 import os
 import re
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator

@@ -4,13 +4,13 @@ LONGEST = 2000  # characters of a message
 
 
 class InputError(Exception):
-    """What the user gave cannot be used; the message says what, where and how to mend it.
+    r"""What the user gave cannot be used; the message says what, where and how to mend it.
 
     It is one line of printable characters whatever it quotes: names and values come from files of strangers, and can
     hold line breaks, a terminal's commands or megabytes.
 
-    >>> print(InputError("a file's name can be \\n this"))
-    a file's name can be \\n this
+    >>> print(InputError("a file's name can be \n this"))
+    a file's name can be \n this
     """
 
     def __str__(self) -> str:

@@ -19,9 +19,7 @@ def read(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
         _check_size(text)
-        content = OmegaConf.load(io.StringIO(text))
-        OmegaConf.resolve(content)
-        return content
+        return OmegaConf.load(io.StringIO(text))
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; run from the project's folder or give --params") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -35,7 +33,7 @@ def read(path: Path) -> Any:
 
 
 def _check_size(text: str) -> None:
-    """YAMLError when the text stands for too many values, or too deep ones.
+    """YAMLError when the text stands for too many values, too deep ones, or what is somewhere else.
 
     An alias is a copy of what it refers to, so that a few lines can stand for more than any memory holds. What it
     would be is counted from the parser's events, which are few.
@@ -56,6 +54,8 @@ def _check_size(text: str) -> None:
                 raise yaml.YAMLError(f"line {event.start_mark.line + 1}: *{event.anchor} is within itself")
             counts[-1] += sizes.get(event.anchor, 1)
         elif isinstance(event, yaml.ScalarEvent):
+            if "${" in event.value:  # OmegaConf would put another value or the environment's there, DVC would not
+                raise yaml.YAMLError(f"line {event.start_mark.line + 1}: ${{…}} has no meaning here")
             counts[-1] += 1
         line = event.start_mark.line + 1
         if counts[-1] > LARGEST:

@@ -58,6 +58,11 @@ class CheckpointParams(Settings):
     """The hash of its weights: `cat SOURCE/*/*.safetensors | sha256sum`."""
 
 
+def _is_file_name(value: str) -> bool:
+    """Whether it stays in its folder, and in its line of a list of files."""
+    return value not in ("", ".", "..") and "/" not in value and value.isprintable()
+
+
 @dataclass
 class FileParams(Settings):
     """A published file: where it comes from and how to know it; ``member`` is the file wanted of a zip."""
