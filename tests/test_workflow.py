@@ -269,6 +269,13 @@ COMMANDS = {
 }
 
 
+def test_the_run_cache_takes_every_stage() -> None:
+    """DVC keeps no run of a stage with a plain output outside its cache; metrics and plots may lie outside."""
+    for name, stage in families().items():
+        for out in stage.get("outs", []):
+            assert isinstance(out, str) or all(settings.get("cache", True) for settings in out.values()), name
+
+
 def test_stages_depend_on_the_sources_that_their_commands_import() -> None:
     """An edit of a module must not leave old results in place."""
     trees = [ast.parse(path.read_text()) for path in (SOURCE / "cli").glob("*.py")]
