@@ -119,8 +119,8 @@ def configure(folder: Path) -> None:
 
 @contextmanager
 def daemon(name: str, options: list[str], folder: Path) -> Iterator[None]:
-    """A daemon in the foreground; what it says goes to ``folder``."""
-    command = [shutil.which(name, path=SEARCHED), *options]
+    """A daemon in the foreground, which ends with this process however that ends; what it says goes to ``folder``."""
+    command = ["setpriv", "--pdeathsig", "TERM", shutil.which(name, path=SEARCHED), *options]
     with (folder / f"{name}.out").open("w") as said:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
         try:

@@ -14,13 +14,8 @@ PROFILE = ["snakemake", "--profile", "workflow/profiles/slurm"]
 SOON = ["--slurm-init-seconds-before-status-checks", "2"]
 RUN = f"{SYSTEM}-w4a8"
 LOST = {f"samples@{RUN}", f"metrics@{RUN}", f"latency@{SYSTEM}-cpu", "tables", "report"}
-RESULTS = (
-    f"{SYSTEM}/w4a8/samples",
-    f"{SYSTEM}/w4a8/metrics.json",
-    f"{SYSTEM}/latency-cpu.json",
-    "tables",
-    "report.html",
-)
+OF_RUN = (f"{SYSTEM}/w4a8/samples", f"{SYSTEM}/w4a8/metrics.json")
+RESULTS = (*OF_RUN, f"{SYSTEM}/latency-cpu.json", "tables", "report.html")
 ON_GPU = "calibration-ablation@uniform"  # it needs nothing of the others: a job beside them
 
 

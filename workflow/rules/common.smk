@@ -2,7 +2,7 @@
 
 
 def all_cores(wildcards):
-    """What a measurement of time takes: this machine; on a cluster, where the profile asks for a whole node, its own."""
+    """What a measurement of time takes: this machine; on a cluster, where it asks for a whole node, what it uses."""
     return workflow.cores if workflow.local_exec else THREADS
 
 

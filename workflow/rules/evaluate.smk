@@ -172,6 +172,7 @@ rule latency:
         mem_mb=4000,
         runtime=60,
         gpu=0,
+        slurm_extra="--exclusive",
     params:
         repro=REPRO,
     shell:

@@ -202,6 +202,7 @@ rule latency_published:
         mem_mb=16000,
         runtime=240,
         gpu=0,
+        slurm_extra="--exclusive",
     params:
         repro=REPRO,
     shell:
