@@ -72,8 +72,8 @@ def s3(folder: Path, port: int | None = None, *options: str) -> Iterator[tuple[d
     (folder / "store" / "bucket").mkdir(parents=True, exist_ok=True)
     port = port or free_port()
     command = [str(RCLONE), "serve", "s3", str(folder / "store"), "--addr", f"127.0.0.1:{port}"]
-    # no cache of listings: a test damages objects behind the server's back
-    command += ["--auth-key", ",".join(S3_KEYS), "--dir-cache-time", "0s", "--config", os.devnull, *options]
+    # hardly any cache of listings: a test damages objects behind the server's back; with 0s rclone spins in its timer
+    command += ["--auth-key", ",".join(S3_KEYS), "--dir-cache-time", "100ms", "--config", os.devnull, *options]
     with served(command, port, folder / "log") as server:
         keys = dict(zip(("access_key_id", "secret_access_key"), S3_KEYS, strict=True))
         yield {"url": "s3://bucket/dvc", "endpointurl": f"http://127.0.0.1:{port}", **keys}, server

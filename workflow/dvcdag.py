@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -41,6 +42,8 @@ class Stages:
     """The stages of the project in the current folder, those that others read first, by their names in dvc.yaml."""
 
     def __init__(self) -> None:
+        # DVC starts commands through it; bash becomes the command, which then ends with DVC (edadm/processes.py)
+        os.environ["SHELL"] = shutil.which("bash") or "/bin/bash"
         self.repo = Repo(".", _wait_for_lock=True)
         self.alone: IO[str] | None = None
         with self.repo.lock:  # dvc.lock is not written in one piece
@@ -168,7 +171,8 @@ class Stages:
                 pass
         environment = {**os.environ, "DVC_STAGE": name}
         with self._listed(stage, shard):
-            subprocess.run(f"{stage.cmd} --shard {shard}", shell=True, check=True, env=environment)
+            # exec: the command is a child of this process, not of a shell that would outlive it
+            subprocess.run(f"exec {stage.cmd} --shard {shard}", shell=True, check=True, env=environment)
         return "made"
 
     def _listed(self, stage: PipelineStage, shard: str) -> AbstractContextManager[None]:
