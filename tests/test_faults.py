@@ -3,24 +3,29 @@
 The tables of docs/reliability.md are what these tests saw: EDADM_WRITE_RELIABILITY=1 writes them, else they must agree.
 """
 
+import os
 import re
+import shutil
+import signal
 import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
+from command_line import call
 from reliability import agrees
-from workspace import PER_RUN, SYSTEM, Workspace, prepared
+from workspace import PER_RUN, ROOT, SYSTEM, Workspace, copied, prepared
 
 VARIANTS = ("fp32", "w8a8", "w4a8")
 KINDS = ("the stage's command", "its DVC", "Snakemake")
-COMMAND, DVC, SNAKEMAKE = range(3)
+COMMAND, DVC, SNAKEMAKE, EVERYTHING = range(4)
 SHARD = "one shard of samples"
+UNFINISHED = re.compile(r"\.[\w-]+\.tmp").fullmatch  # a copy that DVC could not end
 OF_SYSTEM = {
     **{f"{family}@{SYSTEM}": family for family in ("checkpoint", "reference")},
     **{f"calibration@{SYSTEM}-tdac": "calibration", f"latency@{SYSTEM}-cpu": "latency"},
@@ -53,6 +58,7 @@ RUNS_KILLED = [
     alone(SNAKEMAKE, *FIRST),
     alone(COMMAND, CALIBRATION),
     alone(DVC, CALIBRATION),
+    alone(EVERYTHING, CALIBRATION),
     alone(SNAKEMAKE, CALIBRATION),
     each("reconstruction"),
     each("deployment") | each("layer-errors"),
@@ -77,7 +83,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, bin_folder: Path) -> W
 
 def artifacts(space: Workspace) -> dict[str, bytes]:
     """All files of the results, and what DVC recorded."""
-    files = [path for path in (space.folder / "results").rglob("*") if path.is_file()]
+    files = [path for path in (space.folder / "results").rglob("*") if path.is_file() and not UNFINISHED(path.name)]
     lock = yaml.safe_load((space.folder / "dvc.lock").read_text())["stages"]
     return {str(path.relative_to(space.folder)): path.read_bytes() for path in files} | {"dvc.lock": lock}
 
@@ -145,11 +151,19 @@ def kill_in(run: Run, killed: dict[str, int]) -> None:
         command = psutil.Process(held(space, stage))
         if killed[stage] == SNAKEMAKE:
             continue  # held until the next run waits for it
+        if killed[stage] == EVERYTHING:
+            os.killpg(run.process.pid, signal.SIGKILL)
+            command.wait(HANG)
+            listed = space.folder / ".dvc" / "tmp" / "rwlock"  # as if DVC was just writing it
+            listed.write_text(listed.read_text()[:-9])
+            hold(space, stage).unlink()
+            continue
         (command if killed[stage] == COMMAND else dvc_of(command.pid)).kill()
         command.wait(HANG)  # it ends with its DVC
         hold(space, stage).unlink()
     if SNAKEMAKE in killed.values():
         run.process.kill()
+    if {SNAKEMAKE, EVERYTHING}.intersection(killed.values()):
         run.process.wait()
     else:
         assert run.process.wait(HANG) == 1, run.said()[-6000:]
@@ -161,6 +175,18 @@ def go_on(run: Run, left: list[str]) -> None:
         run.until(lambda: run.said().count("waiting for process") == len(left))
         for stage in left:
             hold(run.space, stage).unlink()
+
+
+def second_ones(run: Run, stage: str) -> list[list[str]]:
+    """What other commands say while a stage runs in the same folder; test_killed sees that they change nothing."""
+    run.until(lambda: held(run.space, stage))
+    rows = []
+    for words in ("snakemake --cores 1", "dvc repro"):
+        done = run.space.call(*words.split(), check=False)
+        (said,) = set(re.findall(r"Directory cannot be locked|is busy", done.stdout)) or {done.stdout}
+        assert done.returncode != 0 and run.process.poll() is None
+        rows.append([f"`{words}` while Snakemake runs `{OF_SYSTEM[stage]}`", f"“… {said} …”"])
+    return rows
 
 
 def started(space: Workspace) -> Counter[str]:
@@ -175,12 +201,15 @@ def test_killed(undisturbed: Workspace, bin_folder: Path, tmp_path: Path) -> Non
     space = prepared(tmp_path / "project", bin_folder, runs)
     left: list[str] = []
     rows = {family: {} for family in FAMILIES}
+    beside: list[list[str]] = []
     with no_process_left(space):
         for killed in RUNS_KILLED:
             for stage in killed:
                 hold(space, stage).touch()
             run = Run(space, cores=8)
             go_on(run, left)
+            if killed == alone(SNAKEMAKE, CALIBRATION):
+                beside = second_ones(run, CALIBRATION)
             kill_in(run, killed)
             left = [stage for stage, kind in killed.items() if kind == SNAKEMAKE]
         run = Run(space, cores=1)
@@ -198,3 +227,105 @@ def test_killed(undisturbed: Workspace, bin_folder: Path, tmp_path: Path) -> Non
     untouched = begun.keys() - {stage for stage, _ in kills}
     assert untouched and all(begun[stage] == 1 for stage in untouched), begun
     agrees("killed", ["kill -9 of", *KINDS], [[family, *(rows[family][k] for k in range(3))] for family in FAMILIES])
+    agrees("second", ["a second command in the folder", "says, and changes nothing"], beside)
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Callable[[str], None]]:
+    """Put a disk of its own under a folder; yields what remounts it with other options."""
+    saved = folder.with_name(f"{folder.name}.saved")
+    folder.rename(saved)
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", folder], check=True)
+    try:
+        shutil.copytree(saved, folder, dirs_exist_ok=True)
+        yield lambda options: subprocess.run(["mount", "-o", f"remount,{options}", folder], check=True)
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def fill(path: Path) -> None:
+    """Write to a file until its disk is full."""
+    with path.open("wb", buffering=0) as file, suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
+
+
+def forget(space: Workspace, stage: str) -> None:
+    """Let DVC know of no run of a stage."""
+    shutil.rmtree(space.folder / ".dvc" / "cache" / "runs")
+    path = space.folder / "dvc.lock"
+    lock = yaml.safe_load(path.read_text())
+    del lock["stages"][stage]
+    path.write_text(yaml.safe_dump(lock, sort_keys=False))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts a disk")
+def test_full_and_read_only_disk(undisturbed: Workspace, bin_folder: Path, tmp_path: Path) -> None:
+    space = copied(undisturbed, tmp_path / "project", bin_folder)
+    stage = f"metrics@{SYSTEM}-w4a8"
+    forget(space, stage)
+    results, rows = space.folder / "results", []
+    with small_disk(results) as remount:
+        filler = results / "filler"
+        fill(filler)
+        done = space.snakemake(check=False)
+        assert done.returncode == 1 and set(space.ran()) == {stage}
+        rows.append(["the disk of `results/` is full", said_by_system(done.stdout), "no"])
+        filler.unlink()
+        remount("ro")
+        done = space.snakemake(check=False)
+        assert done.returncode == 1
+        rows.append(["`results/` is read-only", said_by_system(done.stdout), "no"])
+        space.ran()
+        remount("rw")
+        space.snakemake()
+        assert space.ran() == [stage]
+        is_as(space, undisturbed)
+    agrees("disk", ["fault", "the run ends with", "needs a hand after it"], rows)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts a disk")
+def test_a_command_on_a_full_or_read_only_disk_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    with small_disk(disk) as remount:
+        fill(disk / "filler")
+        for fault in ("No space left on device", "Read-only file system"):
+            assert call("checkpoint", SYSTEM, "--out", str(disk / "checkpoint")) == 2
+            (line,) = capsys.readouterr().err.splitlines()
+            assert line.startswith("edadm: ") and fault in line
+            assert [path.name for path in disk.iterdir()] == ["filler"]
+            remount("ro")
+
+
+def said_by_system(output: str) -> str:
+    # the second is what DVC says when no copy or link to its cache could be written
+    (said,) = set(re.findall("No space left on device|No possible cache link types|Read-only file system", output))
+    return f"“{said}”"
+
+
+def test_clock_set_back(undisturbed: Workspace, bin_folder: Path, tmp_path: Path) -> None:
+    """Files from long ago and from the future are neither out of date nor up to date for that."""
+    space = copied(undisturbed, tmp_path / "project", bin_folder)
+    source = space.folder / "src/edadm/evaluation/metrics.py"
+    space.snakemake()
+    assert space.ran() == []
+    past, future = 10**9, 4 * 10**9
+    for number, path in enumerate(sorted(path for path in space.folder.rglob("*") if path.is_file())):
+        os.utime(path, (past, past) if number % 2 else (future, future))
+    source.write_text(source.read_text() + "# a comment\n")
+    os.utime(source, (past - 1, past - 1))
+    space.snakemake()
+    metrics = [f"metrics@{SYSTEM}-{variant}" for variant in VARIANTS]
+    assert space.ran() == sorted(metrics)  # the same numbers: nothing after it
+    os.utime(source, (future, future))
+    assert "Nothing to be done" in space.snakemake("-n").stdout
+    rows = [
+        ["files from the past and from the future", "runs nothing"],
+        ["a file edited, and dated before everything else", "runs what reads it"],
+    ]
+    agrees("clock", ["the clock was set", "the run"], rows)

@@ -100,13 +100,17 @@ def families() -> dict[str, dict]:
     return found
 
 
-@pytest.fixture(scope="session")
-def bin_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bin")
+def stub_in(folder: Path) -> Path:
+    """Put the stub for `edadm` into a folder."""
     stub = (ROOT / "tests" / "stub_edadm.py").read_text()
     (folder / "edadm").write_text(f"#!{sys.executable}\n{stub}")
     (folder / "edadm").chmod(0o755)
     return folder
+
+
+@pytest.fixture(scope="session")
+def bin_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stub_in(tmp_path_factory.mktemp("bin"))
 
 
 def prepared(folder: Path, bin_folder: Path, runs: tuple[str, ...] = RUNS) -> Workspace:

@@ -1,6 +1,8 @@
 """The command line: one subcommand per stage. Paths are arguments, since dvc.yaml is where the layout is written."""
 
+import errno
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -11,6 +13,9 @@ from edadm.cli.help import HELP, WIDTH, Pipeline, add_example, help_, params_
 from edadm.cli.options import FILE
 from edadm.errors import InputError
 from edadm.processes import end_with_dvc
+
+# what a disk can refuse that its user can mend
+DISK = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS))
 
 
 @click.group(cls=Pipeline, context_settings={"help_option_names": HELP, "max_content_width": WIDTH})
@@ -73,4 +78,11 @@ def main() -> None:
         sys.exit(error.exit_code)
     except InputError as error:
         print(f"edadm: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        said = next((text for text in DISK if text in str(error)), None)  # copying a folder gives no errno
+        if said is None:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"edadm: {where}{said}; nothing half-written is left: mend that and run again", file=sys.stderr)
         sys.exit(2)
