@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from edadm.cli.options import FOLDER, with_params
+from edadm.cli.options import FOLDER, compute_device, with_params
 from edadm.params import Params
 
 
@@ -23,4 +23,4 @@ def train(params: Params, model: str, data: Path | None, out: Path) -> None:
         classifier.train(out, folder, params.metrics, **params.train[model])
     else:
         trainer = {"fashion-ddim": diffusion, "fashion-ldm": latent}[model]
-        trainer.train(out, folder, **params.train[model])
+        trainer.train(out, folder, **params.train[model], device=compute_device(params))

@@ -19,8 +19,9 @@ from edadm.training import curve
 
 def stratified_timesteps(count: int, steps: int, generator: torch.Generator) -> Tensor:
     """``count`` timesteps (int64), one from each of ``count`` equal strata of 0..steps-1: less noisy gradients."""
-    offset = torch.rand(1, generator=generator)
-    return (((torch.arange(count) + offset) / count) * steps).long().clamp_max(steps - 1)
+    where = generator.device
+    offset = torch.rand(1, generator=generator, device=where)
+    return (((torch.arange(count, device=where) + offset) / count) * steps).long().clamp_max(steps - 1)
 
 
 def target(scheduler: DDIMScheduler, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -74,12 +75,12 @@ class RowOrder:
 
     def __init__(self, count: int, generator: torch.Generator) -> None:
         self.count, self.generator = count, generator
-        self.left = torch.empty(0, dtype=torch.int64)
+        self.left = torch.empty(0, dtype=torch.int64, device=generator.device)
 
     def take(self, batch: int) -> Tensor:
         """The next ``batch`` rows; the end of an epoch that is shorter is left out."""
         if len(self.left) < batch:
-            self.left = torch.randperm(self.count, generator=self.generator)
+            self.left = torch.randperm(self.count, generator=self.generator, device=self.generator.device)
         picked, self.left = self.left[:batch], self.left[batch:]
         return picked
 
@@ -100,11 +101,17 @@ def train_cycle(
     """Train ``model`` for ``steps`` and leave the EMA weights in it; return each step's loss.
 
     ``data`` is float32 (n, c, h, w), pixels or latents; ``labels`` int64 (n,), of which a share of ``label_drop`` is
-    replaced by the null label, for guidance. Optimizer, average and learning rate start anew.
+    replaced by the null label, for guidance. Optimizer, average and learning rate start anew. ``model`` and ``data``
+    are on one device, where all is drawn and computed; on a GPU the network is compiled.
     """
-    generator = torch.Generator().manual_seed(seed)
+    where = data.device
+    generator = torch.Generator(where).manual_seed(seed)
+    network = model
+    if where.type == "cuda":
+        nn.Module.to(model, memory_format=torch.channels_last)
+        network = torch.compile(model, mode="reduce-overhead")  # as CUDA graphs: its kernels are shorter than launches
     average = EMAModel(model.parameters(), decay=ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
-    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, betas=(0.9, 0.99))
+    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, betas=(0.9, 0.99), fused=where.type == "cuda")
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine_with_warm_up(steps))
     order = RowOrder(len(data), generator)
     losses = []
@@ -112,23 +119,23 @@ def train_cycle(
     for _ in progress:
         picked = order.take(batch)
         clean = data[picked]
-        noise = torch.randn(clean.shape, generator=generator)
+        noise = torch.randn(clean.shape, generator=generator, device=where)
         timesteps = stratified_timesteps(batch, noising.config.num_train_timesteps, generator)
         noisy = noising.add_noise(clean, noise, timesteps)
         shown = None
         if labels is not None:
-            dropped = torch.rand(batch, generator=generator) < label_drop
+            dropped = torch.rand(batch, generator=generator, device=where) < label_drop
             shown = torch.where(dropped, model.embedder.null, labels[picked])
-        with torch.autocast("cpu", torch.bfloat16):
-            predicted = model(noisy, timesteps, shown)
+        with torch.autocast(where.type, torch.bfloat16):
+            predicted = network(noisy, timesteps, shown)
         loss = (predicted.float() - target(noising, clean, noise, timesteps)).square().mean()
         descend(loss, model, optimizer, schedule)
         average.step(model.parameters())
-        losses.append(loss.item())
+        losses.append(loss.detach())  # not read at once: a GPU is ahead of its orders only while nobody waits for it
         if len(losses) % 100 == 0:
-            progress.set_postfix(loss=f"{sum(losses[-100:]) / 100:.4f}")
+            progress.set_postfix(loss=f"{torch.stack(losses[-100:]).mean():.4f}")
     average.copy_to(model.parameters())
-    return losses
+    return torch.stack(losses).tolist()
 
 
 def train_cycles(
@@ -162,18 +169,19 @@ def train(
     learning_rate: float,
     ema_decay: float,
     seed: int,
+    device: str = "cpu",
 ) -> None:
-    """Train and write ``unet/`` (EMA weights), ``scheduler/`` and the loss curve to ``out``.
+    """Train on ``device`` and write ``unet/`` (EMA weights), ``scheduler/`` and the loss curve to ``out``.
 
     ``unet`` and ``scheduler`` are the keyword arguments of UNet2DModel and DDIMScheduler. ``cycles`` are the images
     seen in each cycle.
     """
     torch.manual_seed(seed)
     images = to_float(torch.from_numpy(fashion_mnist.load("train", folder)[0].copy()).permute(0, 3, 1, 2))
-    model = UNet2DModel(sample_size=fashion_mnist.SIDE, in_channels=1, out_channels=1, **unet)
+    model = UNet2DModel(sample_size=fashion_mnist.SIDE, in_channels=1, out_channels=1, **unet).to(device)
     noising = DDIMScheduler(**scheduler)
     settings = {"batch": batch, "learning_rate": learning_rate, "ema_decay": ema_decay, "seed": seed}
-    losses = train_cycles(Denoiser(model), noising, images, cycles, name=out.name, **settings)
+    losses = train_cycles(Denoiser(model), noising, images.to(device), cycles, name=out.name, **settings)
     model.eval().save_pretrained(out / "unet", safe_serialization=True)
     noising.save_pretrained(out / "scheduler")
     curve.write(out, losses, batch)

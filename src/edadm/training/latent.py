@@ -25,11 +25,13 @@ def train(
     ema_decay: float,
     label_drop: float,
     seed: int,
+    device: str = "cpu",
 ) -> None:
     """Train and write ``vae/``, ``unet/``, ``class_embedder/`` (EMA weights), ``scheduler/`` and curves to ``out``.
 
-    ``autoencoder`` holds the arguments of ``autoencoder.train``, ``unet`` and ``scheduler`` those of
-    UNet2DConditionModel and DDIMScheduler. ``label_drop`` is the share of images that are shown without their label.
+    The U-Net is trained on ``device``, the autoencoder on the CPU. ``autoencoder`` holds the arguments of
+    ``autoencoder.train``, ``unet`` and ``scheduler`` those of UNet2DConditionModel and DDIMScheduler. ``label_drop``
+    is the share of images that are shown without their label.
     """
     pixels, labels = (torch.from_numpy(array.copy()) for array in fashion_mnist.load("train", folder))
     images = to_float(pixels.permute(0, 3, 1, 2))
@@ -43,8 +45,10 @@ def train(
     embedder = ClassEmbedder(len(fashion_mnist.CLASSES), unet["cross_attention_dim"])
     noising = DDIMScheduler(**scheduler)
     settings = {"batch": batch, "learning_rate": learning_rate, "ema_decay": ema_decay, "seed": seed}
-    conditions = {"labels": labels.long(), "label_drop": label_drop}
-    losses = train_cycles(Denoiser(model, embedder), noising, latents, cycles, name=out.name, **settings, **conditions)
+    conditions = {"labels": labels.long().to(device), "label_drop": label_drop}
+    denoiser = Denoiser(model, embedder).to(device)
+    losses = train_cycles(denoiser, noising, latents.to(device), cycles, name=out.name, **settings, **conditions)
+    embedder.cpu()
     model.eval().save_pretrained(out / "unet", safe_serialization=True)
     class_embedder.save(embedder, out / "class_embedder")
     noising.save_pretrained(out / "scheduler")
