@@ -11,13 +11,35 @@ import torch  # noqa: E402
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when it is imported
 
+from typing import Any  # noqa: E402
+
 import pytest  # noqa: E402
 from workspace import bin_folder, finished, space  # noqa: F401, E402 (fixtures)
 
 import edadm  # noqa: F401, E402
+
+import hostile  # isort: skip  # noqa: E402  (which imports edadm's errors)
+
+TRIED = "hostile_cases"
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     """As in a new process: a command that an earlier test called may have set more."""
     torch.set_num_threads(1)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Each of several processes says how many cases of hostile input it tried."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput[TRIED] = hostile.tried
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    hostile.tried += getattr(node, "workeroutput", {}).get(TRIED, 0)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if hostile.tried:
+        terminalreporter.write_line(f"hostile input: {hostile.tried} cases")

@@ -1,5 +1,6 @@
 """Bad and hostile input: what is tried, how it is damaged, and what must hold of every case."""
 
+import copy
 import resource
 import signal
 from collections.abc import Callable, Iterator
@@ -8,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
 
 from edadm.errors import InputError
 
 ROOM = 2**30  # bytes of address space that one case may take beyond what the process has
 PATIENCE = 60  # seconds; a case takes milliseconds, so that only one that hangs comes near
 LONGEST = 2000  # characters of a message
+ODD = [None, True, 0, -1, 2**31, 10**30, 0.5, 1e300, "", "x", "../../x", [], {}, [[]], {"a": 1}]  # instead of a value
 tried = 0  # cases so far, for the line at the end of the session
 
 
@@ -26,6 +29,34 @@ def examples(number: int) -> settings:
         deadline=None,
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     )
+
+
+def damaged(content: bytes, data: st.DataObject) -> bytes:
+    """Some bits flipped, bytes overwritten, the end cut off, or something appended."""
+    changed = bytearray(content)
+    # headers and tables stand at both ends of a file
+    places = st.integers(0, len(content) - 1) | st.integers(0, min(300, len(content) - 1))
+    places |= places.map(lambda place: len(content) - 1 - place)
+    for _ in range(data.draw(st.integers(1, 4))):
+        changed[data.draw(places)] ^= data.draw(st.integers(1, 255))
+    cut = data.draw(st.none() | places)
+    return bytes(changed[:cut]) + data.draw(st.binary(max_size=8))
+
+
+def leaves(value: Any, at: tuple = ()) -> Iterator[tuple]:
+    """The places of everything inside a JSON value."""
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield (*at, key)
+        yield from leaves(inner, (*at, key))
+
+
+def replaced(value: Any, at: tuple, new: Any) -> Any:
+    changed = copy.deepcopy(value)
+    inner = changed
+    for key in at[:-1]:
+        inner = inner[key]
+    inner[at[-1]] = new
+    return changed
 
 
 class HangError(BaseException):

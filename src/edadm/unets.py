@@ -16,6 +16,8 @@ from edadm.errors import InputError
 
 CLASSES = {"UNet2DModel": UNet2DModel, "UNet2DConditionModel": UNet2DConditionModel}
 HEADS = "attention_heads"
+LAYERS = ("layers_per_block", "transformer_layers_per_block", "num_attention_heads")
+MOST_LAYERS, MOST = 100, 2**20  # no network is larger; diffusers would build for hours
 
 
 def build(config: Mapping[str, Any]) -> nn.Module:
@@ -24,19 +26,34 @@ def build(config: Mapping[str, Any]) -> nn.Module:
     InputError when the class is another one, diffusers refuses a setting, or the heads do not divide the channels.
     """
     settings = dict(config)
-    name, heads = settings.get("_class_name"), settings.pop(HEADS, None)
+    name, heads = str(settings.get("_class_name")), settings.pop(HEADS, None)
     if name not in CLASSES:
         raise InputError(f"config.json: _class_name {name!r} is not one of {', '.join(CLASSES)}")
-    try:
-        unet = CLASSES[name].from_config(settings)
-    except (TypeError, ValueError, IndexError, ZeroDivisionError) as error:
-        raise InputError(f"config.json: diffusers refuses it ({' '.join(str(error).split())})") from error
+    unet = from_config(CLASSES[name], settings)
     if heads is not None:
         unet.register_to_config(**{HEADS: heads})
         for module in unet.modules():
             if isinstance(module, Attention):
                 _set_heads(module, heads)
     return unet
+
+
+def from_config(kind: type, config: Mapping[str, Any]) -> nn.Module:
+    """A module of diffusers from its configuration; InputError when diffusers refuses it or it is absurdly large."""
+    for key, value in config.items():
+        _check_size(key, value, MOST_LAYERS if key in LAYERS else MOST)
+    try:
+        return kind.from_config(dict(config))
+    except Exception as error:  # an attribute of None, a missing key: anything can come of a wrong type
+        raise InputError(f"config.json: diffusers refuses it ({' '.join(str(error).split())[:500]})") from error
+
+
+def _check_size(key: str, value: Any, most: int) -> None:
+    if isinstance(value, list | tuple):
+        for inner in value:
+            _check_size(key, inner, most)
+    elif isinstance(value, int | float) and abs(value) > most:
+        raise InputError(f"config.json: {key}: {value} is beyond {most}")
 
 
 def _set_heads(attention: Attention, heads: Any) -> None:

@@ -125,15 +125,34 @@ def load(engine_dir: Path, batch: int, body: str = "f32", threads: int = 2, cach
     description = read_json(folder / "engine.json")
     if description.get("device") != "cpu" or description.get("format_version") != FORMAT_VERSION:
         raise InputError(f"{folder}: not a cpu engine of format {FORMAT_VERSION}")
+    if not _is_description(description):
+        raise InputError(f"{folder}: engine.json is damaged; `edadm deploy` writes the folder anew")
     try:
         graph = ov.Core().read_model(folder / "model.xml")
     except RuntimeError as error:
-        raise InputError(f"{folder}: OpenVINO cannot read the graph ({str(error).splitlines()[-1]})") from error
+        raise InputError(f"{folder}: OpenVINO cannot read the graph ({_last_line(error)})") from error
     unpack_weights(graph)
     try:
         return _for_batch(graph, description, batch, body, threads, cache_dir)
     except InputError as error:
         raise InputError(f"{folder}: {error}") from error
+    except RuntimeError as error:  # shapes that do not fit the graph
+        raise InputError(f"{folder}: OpenVINO cannot compile the graph ({_last_line(error)})") from error
+
+
+def _is_description(description: Mapping[str, Any]) -> bool:
+    """Whether engine.json holds what ``_description`` gives, by its types."""
+    inputs, named = description.get("inputs"), [description.get(key) for key in ("layers", "products")]
+    return (
+        isinstance(inputs, dict)
+        and all(isinstance(shape, list) and all(type(size) is int for size in shape) for shape in inputs.values())
+        and all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in named)
+        and type(description.get("largest_weight")) is int
+    )
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1]
 
 
 def compiled(loaded: QuantizedCheckpoint, graph: ov.Model, batch: int, body: str, threads: int) -> CpuEngine:

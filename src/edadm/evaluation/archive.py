@@ -15,9 +15,10 @@ from edadm.files import atomic_write
 
 # TypeError, AttributeError: a plain array or a pickle behind the name of an archive
 _DAMAGE = (
-    *(OSError, ValueError, TypeError, AttributeError, KeyError, EOFError, NotImplementedError),
+    *(OSError, ValueError, TypeError, AttributeError, KeyError, EOFError, NotImplementedError, MemoryError),
     *(zipfile.BadZipFile, zlib.error),
 )
+GROWTH = 100  # images and floats do not grow so much when they are unpacked; a file made to fill the memory does
 
 
 def write(path: Path, arrays: dict[str, np.ndarray], compressed: bool = False) -> None:
@@ -37,6 +38,9 @@ def opened(path: Path, kind: str) -> Iterator[NpzFile]:
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
+            unpacked = sum(member.file_size for member in archive.zip.infolist())
+            if unpacked > GROWTH * Path(path).stat().st_size:
+                raise ValueError(f"unpacked, it would be {unpacked} bytes")
             yield archive
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error

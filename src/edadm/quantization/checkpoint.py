@@ -171,14 +171,9 @@ def build_unet(
 
 def skeleton(config: Mapping[str, Any]) -> nn.Module:
     """The network of a diffusers configuration without memory for its parameters (device "meta"): quick at any size."""
-    autoencoder = AUTOENCODERS.get(config.get("_class_name"))
+    autoencoder = AUTOENCODERS.get(str(config.get("_class_name")))
     with torch.device("meta"):
-        if autoencoder is None:
-            return unets.build(config)
-        try:
-            return autoencoder.from_config(dict(config))
-        except (TypeError, ValueError, IndexError, ZeroDivisionError) as error:
-            raise InputError(f"config.json: diffusers refuses it ({' '.join(str(error).split())})") from error
+        return unets.build(config) if autoencoder is None else unets.from_config(autoencoder, config)
 
 
 def sizes(folder: Path) -> dict[str, Any]:
