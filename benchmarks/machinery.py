@@ -7,7 +7,6 @@ the tests' stub for `edadm`; the project's own results are not touched. Everythi
 Prints, and writes to the JSON, the number of stages and the median of each command's rounds, which take turns.
 """
 
-import json
 import statistics
 import sys
 import tempfile
@@ -19,6 +18,8 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from workspace import SYSTEM, Workspace, prepared, stub_in
+
+from edadm.files import write_json
 
 COMMANDS = ("snakemake -n", "snakemake --cores 1", "dvc repro")
 TARGET = 15  # seconds, of each
@@ -52,8 +53,8 @@ def seconds(space: Workspace, command: str) -> float:
 @click.command()
 @click.option("--runs", type=click.IntRange(1), default=25, show_default=True, help="Quantized runs, six stages each.")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), help="A JSON file to write.")
-def main(runs: int, rounds: int, out: Path | None) -> None:
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="A JSON file.")
+def main(runs: int, rounds: int, out: Path) -> None:
     """Measure what the machinery costs when there is nothing to do."""
     with tempfile.TemporaryDirectory() as folder:
         space = with_runs(Path(folder), runs)
@@ -64,10 +65,8 @@ def main(runs: int, rounds: int, out: Path | None) -> None:
         rows = [[seconds(space, command) for command in COMMANDS] for _ in range(rounds)]
     medians = {command: round(statistics.median(row[i] for row in rows), 2) for i, command in enumerate(COMMANDS)}
     found = {"stages": ran, "stages_of_all_targets": every, "rounds": rounds, "medians_s": medians, "target_s": TARGET}
-    text = json.dumps(found, indent=2) + "\n"
-    click.echo(text, nl=False)
-    if out:
-        out.write_text(text)
+    write_json(out, found)
+    click.echo(out.read_text(), nl=False)
 
 
 if __name__ == "__main__":

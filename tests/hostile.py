@@ -1,6 +1,8 @@
 """Bad and hostile input: what is tried, how it is damaged, and what must hold of every case."""
 
 import copy
+import functools
+import operator
 import resource
 import signal
 from collections.abc import Callable, Iterator
@@ -51,12 +53,15 @@ def leaves(value: Any, at: tuple = ()) -> Iterator[tuple]:
 
 
 def replaced(value: Any, at: tuple, new: Any) -> Any:
+    """A copy of a JSON value with ``new`` at one of its places."""
     changed = copy.deepcopy(value)
-    inner = changed
-    for key in at[:-1]:
-        inner = inner[key]
-    inner[at[-1]] = new
+    holder(changed, at)[at[-1]] = new
     return changed
+
+
+def holder(value: Any, at: tuple) -> Any:
+    """The list or object inside a JSON value that a place is in."""
+    return functools.reduce(operator.getitem, at[:-1], value)
 
 
 class HangError(BaseException):

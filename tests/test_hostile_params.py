@@ -1,11 +1,12 @@
 """Odd and damaged params.yaml: it is taken, or refused in one line that names the file or the key."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import yaml
-from hostile import ODD, attempt, damaged, examples, leaves, replaced
+from hostile import ODD, attempt, damaged, examples, holder, leaves, replaced
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,11 +36,10 @@ def test_a_key_that_is_not_there(tmp_path: Path) -> None:
     @examples(60)
     @given(st.sampled_from([place for place in PLACES if isinstance(place[-1], str)]), st.text(max_size=20))
     def check(place: tuple, name: str) -> None:
-        changed = replaced(CONTENT, place, None)
-        holder = changed
-        for key in place[:-1]:
-            holder = holder[key]
-        holder[name] = holder.pop(place[-1])
+        changed = copy.deepcopy(CONTENT)
+        settings = holder(changed, place)
+        settings.pop(place[-1])
+        settings[name] = None
         path.write_text(json.dumps(changed))
         attempt(params.load, path)
 

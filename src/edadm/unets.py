@@ -16,8 +16,8 @@ from edadm.errors import InputError
 
 CLASSES = {"UNet2DModel": UNet2DModel, "UNet2DConditionModel": UNet2DConditionModel}
 HEADS = "attention_heads"
-LAYERS = ("layers_per_block", "transformer_layers_per_block", "num_attention_heads")
-MOST_LAYERS, MOST = 100, 2**20  # no network is larger; diffusers would build for hours
+COUNTS = ("layers_per_block", "transformer_layers_per_block", "num_attention_heads")
+MOST_OF_COUNTS, MOST = 100, 2**20  # no network is larger; diffusers would build for hours
 
 
 def build(config: Mapping[str, Any]) -> nn.Module:
@@ -41,7 +41,7 @@ def build(config: Mapping[str, Any]) -> nn.Module:
 def from_config(kind: type, config: Mapping[str, Any]) -> nn.Module:
     """A module of diffusers from its configuration; InputError when diffusers refuses it or it is absurdly large."""
     for key, value in config.items():
-        _check_size(key, value, MOST_LAYERS if key in LAYERS else MOST)
+        _check_size(key, value, MOST_OF_COUNTS if key in COUNTS else MOST)
     try:
         return kind.from_config(dict(config))
     except Exception as error:  # an attribute of None, a missing key: anything can come of a wrong type

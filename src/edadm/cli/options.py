@@ -17,7 +17,7 @@ SEED = click.IntRange(0)
 
 
 def compute_device(params: parameters.Params) -> str:
-    """Where networks are calibrated and reconstructed; InputError when it is not there."""
+    """Where networks are calibrated, reconstructed and trained; InputError when it is not there."""
     import torch
 
     if params.device == "cuda" and not torch.cuda.is_available():

@@ -15,6 +15,11 @@ from edadm.quantization.attention import integer_product
 from edadm.quantization.integer_layer import IntegerLayer
 
 
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """Norm of the difference over the norm of what is expected, in float64."""
+    return ((found.double() - expected.double()).norm() / expected.double().norm()).item()
+
+
 def quantize(x: Tensor, layer: IntegerLayer) -> Tensor:
     """float32 x to the integers (int32, 0..2**input_bits - 1) that ``layer`` takes: half to even, then clamped."""
     q = torch.round(x / layer.input_scale) + layer.input_zero_point

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from edadm.engines import cpu, reference
 from edadm.engines.graph import executed, layer_nodes
+from edadm.engines.reference import relative_error
 from edadm.errors import InputError
 from edadm.quantization import checkpoint
 from edadm.quantization.integer_layer import IntegerLayer
@@ -41,11 +42,6 @@ class Simulation(nn.Module):
         if layer.is_convolution:
             return F.conv2d(x, self.weight, self.bias, *layer.geometry).float()
         return F.linear(x, self.weight, self.bias).float()
-
-
-def relative_error(found: Tensor, expected: Tensor) -> float:
-    """Norm of the difference over the norm of what is expected, in float64."""
-    return ((found.double() - expected.double()).norm() / expected.double().norm()).item()
 
 
 def layer_inputs(loaded: checkpoint.QuantizedCheckpoint, *inputs: Tensor) -> dict[str, Tensor]:

@@ -13,9 +13,10 @@ from numpy.lib.npyio import NpzFile
 from edadm.errors import InputError
 from edadm.files import atomic_write
 
-# TypeError, AttributeError: a plain array or a pickle behind the name of an archive
+# TypeError, AttributeError: a plain array or a pickle behind the name of an archive; RuntimeError: a member that says
+# it is encrypted
 _DAMAGE = (
-    *(OSError, ValueError, TypeError, AttributeError, KeyError, EOFError, NotImplementedError, MemoryError),
+    *(OSError, ValueError, TypeError, AttributeError, KeyError, EOFError, RuntimeError, MemoryError),
     *(zipfile.BadZipFile, zlib.error),
 )
 GROWTH = 100  # images and floats do not grow so much when they are unpacked; a file made to fill the memory does

@@ -342,7 +342,7 @@ class Params(Settings):
     published: PublishedParams = omegaconf.MISSING
     limits: LimitParams = field(default_factory=LimitParams)
     device: str = one_of("cpu", "cuda", default="cpu")
-    """Where calibration and reconstruction are computed; results differ by round-off."""
+    """Where calibration, reconstruction and `edadm train` compute; results differ by round-off."""
 
     def system(self, name: str) -> SystemParams | PublishedSystemParams:
         """The system of that name, published ones included; InputError when there is none."""

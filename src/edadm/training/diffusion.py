@@ -108,7 +108,7 @@ def train_cycle(
     generator = torch.Generator(where).manual_seed(seed)
     network = model
     if where.type == "cuda":
-        nn.Module.to(model, memory_format=torch.channels_last)
+        model.to(memory_format=torch.channels_last)
         network = torch.compile(model, mode="reduce-overhead")  # as CUDA graphs: its kernels are shorter than launches
     average = EMAModel(model.parameters(), decay=ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, betas=(0.9, 0.99), fused=where.type == "cuda")

@@ -48,7 +48,6 @@ def train(
     conditions = {"labels": labels.long().to(device), "label_drop": label_drop}
     denoiser = Denoiser(model, embedder).to(device)
     losses = train_cycles(denoiser, noising, latents.to(device), cycles, name=out.name, **settings, **conditions)
-    embedder.cpu()
     model.eval().save_pretrained(out / "unet", safe_serialization=True)
     class_embedder.save(embedder, out / "class_embedder")
     noising.save_pretrained(out / "scheduler")
