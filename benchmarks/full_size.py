@@ -17,19 +17,24 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parent.parent
-VARIANT = "proof"
 COLUMNS = ("system", "bits", "stage", "peak_mib", "written_mb")
 
 
-def settings(system: str, bits: int) -> dict:
-    """The project's parameters with one image, one step and a recipe without learning."""
+def settings(system: str) -> dict:
+    """The project's parameters with one image, one step and ``timed-VARIANT``: its variants' recipes, not learned."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    own = params["published"]["systems"][system]
+    published = params["published"]
+    own = (params["systems"] | published["systems"])[system]
+    if "source" in own["checkpoint"]:
+        own["checkpoint"]["source"] = str(ROOT / own["checkpoint"]["source"])
     own["sampler"]["steps"] = 1
     own["calibration"] |= {"samples": 1, "batch": 1}
     own["sampling"] |= {"batch": 1, "shard": 1, "images": {"demo": 1, "full": 1}}
-    recipe = {"weights": bits, "activations": 8, "ranges": "minmax", "sixteen_bit_inputs": [], "attention": 8}
-    params["variants"][VARIANT] = recipe | {"reconstruction": {"method": "none"}}
+    for run in (params["runs"] | published["runs"]).values():
+        if run["system"] == system:
+            recipe = params["variants"][run.get("recipe", run["variant"])]
+            plain = {} if run["variant"] == "fp32" else {"ranges": "minmax", "reconstruction": {"method": "none"}}
+            params["variants"][f"timed-{run['variant']}"] = recipe | plain
     return params
 
 
@@ -44,7 +49,7 @@ def run(*words: str) -> int:
     return usage.ru_maxrss // 1024
 
 
-def stages(system: str) -> dict[str, tuple[tuple[str, ...], str]]:
+def stages(system: str, bits: int) -> dict[str, tuple[tuple[str, ...], str]]:
     """Each stage's command and what it writes."""
     checkpoint, calibration = ("--checkpoint", "checkpoint"), "calibration.safetensors"
     made = (*checkpoint, "--calibration", calibration, "--scratch", "scratch")
@@ -52,7 +57,7 @@ def stages(system: str) -> dict[str, tuple[tuple[str, ...], str]]:
     return {
         "checkpoint": (("checkpoint", system, "--random", "--out", "checkpoint"), "checkpoint"),
         "calibration": (("calibrate", system, "tdac", *checkpoint, "--out", calibration), calibration),
-        "reconstruction": (("reconstruct", system, VARIANT, *made, "--out", "quantized"), "quantized"),
+        "reconstruction": (("reconstruct", system, f"timed-w{bits}a8", *made, "--out", "quantized"), "quantized"),
         "deployment": (("deploy", "--quantized", "quantized", "--out", "engine"), "engine"),
         "samples": (("sample", system, *drawing), "samples"),
     }
@@ -68,15 +73,15 @@ def main() -> None:
     """Run the stages in a temporary folder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("system")
-    parser.add_argument("--bits", type=int, default=8)
+    parser.add_argument("--bits", type=int, default=8, choices=(4, 8))
     parser.add_argument("--out", type=Path, help="a CSV file to add the rows to")
     words = parser.parse_args()
     out = words.out and words.out.resolve()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        Path("params.yaml").write_text(yaml.safe_dump(settings(words.system, words.bits)))
+        Path("params.yaml").write_text(yaml.safe_dump(settings(words.system)))
         rows = []
-        for stage, (command, result) in stages(words.system).items():
+        for stage, (command, result) in stages(words.system, words.bits).items():
             peak = run(*command)
             rows.append((words.system, words.bits, stage, peak, f"{written(Path(result)):.2f}"))
             print(*rows[-1], sep="\t", flush=True)

@@ -147,7 +147,8 @@ def test_cpu_layer_is_exact_and_runs_in_int8(case, zero, extreme):
     layer = random_layer(shape, geometry, zero, extreme=extreme)
     x, _ = grid_inputs(layer, input_shape, extreme)
     compiled = compiled_layer(layer, input_shape)
-    assert cpu.int8_layers(compiled) == (1, 1) and cpu.int8_names(compiled) >= {"layer"}
+    if processor.is_x86():
+        assert cpu.int8_layers(compiled) == (1, 1) and cpu.int8_names(compiled) >= {"layer"}
     found = torch.from_numpy(compiled([x.numpy()])[0])
     assert relative_error(found, reference.IntegerReference(layer)(x)) <= 1e-6
 
@@ -164,7 +165,8 @@ def test_cpu_layer_of_any_width(bits, input_bits):
         compiled = compiled_layer(layer, input_shape)
         count = len(executed({"layer": layer}))
         assert count == (2 if input_bits == 16 else 1)
-        assert cpu.int8_layers(compiled) == (count, count)
+        if processor.is_x86():
+            assert cpu.int8_layers(compiled) == (count, count)
         found = torch.from_numpy(compiled([x.numpy()])[0])
         assert relative_error(found, reference.IntegerReference(layer)(x)) <= 1e-6
 
@@ -197,7 +199,8 @@ def test_network_is_int8_and_within_the_round_off_floor(folders, variant):
     layers = len(checkpoint.load(folders / variant).layers)
     nodes = layers + 1  # conv_in, whose input has 16 bits, is two
     found = verify.verify(folders / variant, folders / f"{variant}-cpu", *tiny.inputs(128), threads=1)
-    assert (found["layers"], found["layers_in_graph"], found["layers_in_int8"]) == (layers, nodes, nodes)
+    assert (found["layers"], found["layers_in_graph"]) == (layers, nodes)
+    assert found["layers_in_int8"] == nodes or not processor.is_x86()
     assert found["worst_layer_error"] <= 1e-6
     # one integer that round-off moves by one changes an image by a few percent: the simulation shows how often
     assert 0 < found["floor"] < 0.02
@@ -224,7 +227,7 @@ def test_bf16_body_keeps_integer_layers(folders):
     x, t = tiny.inputs(4)
     engine = cpu.load(folders / "w8a8-cpu", 4, body="bf16", threads=1)
     integer, total = cpu.int8_layers(engine.compiled)
-    assert integer == total > 0
+    assert integer == total > 0 or not processor.is_x86()
     with torch.no_grad():
         assert relative_error(engine(x, t), reference.load(folders / "w8a8")(x, t)) < 0.2
 
@@ -251,10 +254,14 @@ def test_engine_folder(folders, tmp_path):
     assert files[1].stat().st_size < 1.1 * size["payload_bytes"]
 
 
-def test_float_fallback_is_an_error(folders, monkeypatch):
+def test_float_fallback_is_an_error(folders, monkeypatch, caplog):
     monkeypatch.setattr(cpu, "unpack_weights", lambda graph: None)  # 4-bit constants run in float
-    with pytest.raises(InputError, match="53 of 56 layers would not run in int8"):
+    monkeypatch.setattr(cpu, "is_x86", lambda: True)
+    with pytest.raises(InputError, match=r"\d+ of 56 layers would not run in int8"):
         cpu.load(folders / "w4a8-cpu", 1, threads=1)
+    monkeypatch.setattr(cpu, "is_x86", lambda: False)  # nothing is left to choose there: said, and done
+    cpu.load(folders / "w4a8-cpu", 1, threads=1)
+    assert "of 56 layers would not run in int8" in caplog.text
 
 
 def test_processors_that_saturate_are_refused(folders, tmp_path, monkeypatch):

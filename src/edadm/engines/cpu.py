@@ -5,6 +5,7 @@ bits packed), ``engine.json`` and ``size.json``; ``load`` compiles it for one ba
 kernels saturate sums of two products at 16 bits, silently: 4 to 17 % wrong (tests/test_engines.py).
 """
 
+import logging
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -16,12 +17,14 @@ from torch import Tensor
 
 from edadm.engines.batches import in_batches
 from edadm.engines.graph import build_graph, executed, pack_weights, unpack_weights
-from edadm.engines.processor import has_int8_dot
+from edadm.engines.processor import has_int8_dot, is_x86
 from edadm.errors import InputError
 from edadm.files import atomic_folder, read_json, write_json
 from edadm.quantization import autoencoder, checkpoint, network
 from edadm.quantization.checkpoint import QuantizedCheckpoint
 from edadm.quantization.integer_layer import PACKED_BITS, IntegerLayer
+
+log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 2
 PRODUCTS = ("q", "softmax")  # an attention's products are called by their first operands
@@ -115,7 +118,8 @@ def load(engine_dir: Path, batch: int, body: str = "f32", threads: int = 2, cach
     """Compile an engine folder for ``batch`` images a call.
 
     ``body`` is the type of everything that is not an integer layer: "f32" for exactness, "bf16" for speed. InputError
-    when the folder is not an engine, the machine would compute wrong sums, or a layer would not run in int8.
+    when the folder is not an engine, the machine would compute wrong sums, or a layer would not run in int8; on other
+    processors than x86, where OpenVINO lacks kernels, the last is a warning.
     """
     if body not in BODIES:
         raise InputError(f"engine.body: {body!r} is not one of {', '.join(BODIES)}")
@@ -177,7 +181,10 @@ def _for_batch(
     expected = {*description["layers"], *description["products"]}
     missing = sorted(expected - int8_names(compiled))
     if missing:
-        raise InputError(f"{len(missing)} of {len(expected)} layers would not run in int8, first {missing[0]}")
+        reason = f"{len(missing)} of {len(expected)} layers would not run in int8, first {missing[0]}"
+        if is_x86():
+            raise InputError(reason)
+        log.warning("%s: OpenVINO has no int8 kernel for them on this processor, and computes in float", reason)
     return CpuEngine(compiled, batch)
 
 

@@ -1,0 +1,237 @@
+"""The U-Nets of all seven systems at full size on this CPU: how long a call takes, ours beside a user's other choices.
+
+    python benchmarks/latency.py cifar10-ddim coco-sd14 --batches 1 --batches 8
+
+Checkpoints of published systems have random weights, the embedded ones their own. The stages checkpoint, calibrate,
+reconstruct (min-max, rounded to nearest) and deploy prepare them. Every configuration then lives in a process of its
+own, which loads its network and waits, without spinning, until it is its turn: rounds are interleaved, and each timed
+call follows one that is not timed. What is measured, a system at a batch size, replaces its rows in the file.
+"""
+
+import multiprocessing
+import os
+import platform
+import resource
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import configurations  # isort: skip
+import click
+import openvino as ov
+import psutil
+import torch
+import yaml
+from full_size import ROOT, run, settings, written
+from safetensors.torch import save_file
+from torch.utils.flop_counter import FlopCounterMode
+
+from edadm.engines.reference import Network
+from edadm.files import read_json, write_json
+from edadm.quantization import checkpoint
+from edadm.systems import system as systems
+
+OUT = ROOT / "benchmarks" / "results" / "latency-cpu.json"
+SYSTEMS = ("fashion-ddim", "fashion-ldm", "cifar10-ddim", "church-ldm8", "bedroom-ldm4", "imagenet-ldm4", "coco-sd14")
+VARIANTS = ("fp32", "w8a8", "w4a8")
+VERSIONS = ("torch", "openvino", "nncf", "onnxruntime", "diffusers")
+FILES = {"pytorch": "checkpoint/unet", "openvino": "fp32/engine", "onnxruntime": "onnxruntime"}
+
+
+def prepare(system: str, folder: Path, largest: int) -> None:
+    """The folder of a system: ``checkpoint``, ``VARIANT/quantized``, ``VARIANT/engine`` and ``inputs.safetensors``."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        params = settings(system)
+        Path("params.yaml").write_text(yaml.safe_dump(params))
+        random = ["--random"] if system in params["published"]["systems"] else []
+        run("checkpoint", system, *random, "--out", "checkpoint")
+        run("calibrate", system, "tdac", "--checkpoint", "checkpoint", "--out", "calibration.safetensors")
+        for variant in VARIANTS:
+            given = ("--checkpoint", "checkpoint", "--calibration", "calibration.safetensors", "--scratch", "scratch")
+            run("reconstruct", system, f"timed-{variant}", *given, "--out", f"{variant}/quantized")
+            run("deploy", "--quantized", f"{variant}/quantized", "--out", f"{variant}/engine")
+        timed = systems.load(Path("checkpoint"))
+        x = torch.randn(largest, *timed.shape, generator=torch.Generator().manual_seed(0))
+        context = timed.contexts(range(largest), guidance=1.0)
+        named = {"0-x": x, "1-t": torch.full((largest,), 500), **{f"2-context-{i}": c for i, c in enumerate(context)}}
+        save_file({name: value.contiguous() for name, value in named.items()}, "inputs.safetensors")
+    finally:
+        os.chdir(before)
+
+
+def gmac(folder: Path) -> float:
+    """1e9 products in one call of the network on one image: convolutions, linears and attention."""
+    unet = checkpoint.skeleton(read_json(folder / "checkpoint" / "unet" / "config.json"))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        Network(unet)(*(value.to("meta") for value in configurations.inputs(folder, 1)))
+    return counter.get_total_flops() / 2e9
+
+
+def serve(wire: Connection, name: str, folder: Path, batch: int, threads: int) -> None:
+    """Load a configuration, say how it went, and answer each True with the seconds of a call."""
+    try:
+        start = time.perf_counter()
+        call = configurations.CONFIGURATIONS[name](folder, batch, threads)
+        call()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        wire.send({"load_s": time.perf_counter() - start, "peak_mib": peak})
+        while wire.recv():
+            call()
+            start = time.perf_counter()
+            call()
+            wire.send(time.perf_counter() - start)
+    except Exception:
+        wire.send({"failed": traceback.format_exc()})
+
+
+class Process:
+    """A configuration in a process of its own."""
+
+    def __init__(self, name: str, folder: Path, batch: int, threads: int) -> None:
+        self.name, self.seconds = name, []
+        context = multiprocessing.get_context("spawn")
+        self.wire, other = context.Pipe()
+        self.process = context.Process(target=serve, args=(other, name, folder, batch, threads), daemon=True)
+        self.process.start()
+        other.close()
+        self.loaded: dict[str, Any] = self.answer()
+
+    def answer(self) -> Any:
+        """What the process sends next; a process that is gone has failed."""
+        try:
+            return self.wire.recv()
+        except EOFError:
+            self.process.join()
+            return {"failed": f"its process ended with {self.process.exitcode} (out of memory?)"}
+
+    def time(self) -> None:
+        """One call more."""
+        self.wire.send(True)
+        self.seconds.append(self.answer())
+
+    def end(self) -> None:
+        """Let it go."""
+        self.process.kill()
+        self.process.join()
+
+
+def timed(system: str, names: list[str], folder: Path, batch: int, threads: int, rounds: int) -> list[dict[str, Any]]:
+    """The rows of one system and batch size."""
+    processes = []
+    for name in names:
+        one = Process(name, folder, batch, threads)
+        if "failed" in one.loaded:
+            click.echo(f"{system}, batch {batch}: {name} failed\n{one.loaded['failed']}", err=True)
+            one.end()
+            continue
+        free = psutil.virtual_memory().available / 2**20
+        click.echo(f"{system}, batch {batch}: {name} loaded in {one.loaded['load_s']:.1f} s, {free:.0f} MiB free")
+        processes.append(one)
+    for _ in range(rounds):
+        for one in processes:
+            one.time()
+    rows = []
+    for one in processes:
+        one.end()
+        row = {"system": system, "configuration": one.name, "batch": batch, "threads": threads}
+        row |= {"median_ms": 1e3 * median(one.seconds), "min_ms": 1e3 * min(one.seconds), "rounds": rounds}
+        rows.append(row | one.loaded | {"file_mb": file_size(one.name, folder)})
+    return rows
+
+
+def file_size(name: str, folder: Path) -> float | None:
+    """MB (10⁶ bytes) that a configuration reads its weights from; None where nothing is written."""
+    if name.startswith("edadm"):
+        return written(folder / name.split("-")[1] / "quantized" / "model.safetensors")
+    own = FILES.get(name.split("-")[0])
+    return written(folder / own) if own else None
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """The processor as OpenVINO names it, what it can do in 8 and 16 bits, and the versions of what ran."""
+    flags = set(Path("/proc/cpuinfo").read_text().split()) if platform.system() == "Linux" else set()
+    found = {}
+    for name in VERSIONS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "device": ov.Core().get_property("CPU", "FULL_DEVICE_NAME"),
+        "instructions": sorted(flags & {"avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16"}),
+        "threads": threads,
+        "versions": found,
+    }
+
+
+def table(rows: list[dict[str, Any]], baselines: tuple[str, ...]) -> str:
+    """Medians, and how many times as fast as each of ``baselines`` a row is, as text."""
+    lines = []
+    for row in rows:
+        same = {r["configuration"]: r for r in rows if (r["system"], r["batch"]) == (row["system"], row["batch"])}
+        ratios = [f"{same[b]['median_ms'] / row['median_ms']:5.2f}x {b}" for b in baselines if b in same]
+        head = f"{row['system']:<14} {row['batch']:>2} {row['configuration']:<26} {row['median_ms']:>10.2f} ms"
+        lines.append("  ".join([head, *ratios]))
+    return "\n".join(lines)
+
+
+def merged(out: Path, found: Mapping[str, Any]) -> dict[str, Any]:
+    """What is in the file, with the systems and batch sizes in ``found`` anew."""
+    content = read_json(out) if out.exists() else {"systems": {}, "rows": []}
+    anew = {(row["system"], row["batch"]) for row in found["rows"]}
+    rows = [row for row in content["rows"] if (row["system"], row["batch"]) not in anew] + found["rows"]
+    rows.sort(key=lambda row: (SYSTEMS.index(row["system"]), row["batch"]))
+    return {"systems": content["systems"] | found["systems"], "rows": rows}
+
+
+@click.command()
+@click.argument("names", metavar="SYSTEM...", nargs=-1, required=True, type=click.Choice(SYSTEMS))
+@click.option("--batches", type=click.IntRange(1), multiple=True, default=(1, 8), show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=9, show_default=True)
+@click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
+@click.option("--only", type=click.Choice(list(configurations.CONFIGURATIONS)), multiple=True, help="These.")
+@click.option("--without", type=click.Choice(list(configurations.CONFIGURATIONS)), multiple=True, help="All but these.")
+@click.option("--scratch", type=click.Path(path_type=Path), help="Keep what is prepared here, and use what is there.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default=OUT)
+def main(
+    names: tuple[str, ...],
+    batches: tuple[int, ...],
+    rounds: int,
+    threads: int,
+    only: tuple[str, ...],
+    without: tuple[str, ...],
+    scratch: Path | None,
+    out: Path,
+) -> None:
+    """Measure and write the rows."""
+    chosen = [name for name in configurations.available() if name not in without and (not only or name in only)]
+    for name in names:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = (scratch or Path(temporary)).resolve() / name
+            if not (folder / "inputs.safetensors").exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True)
+                prepare(name, folder, max(batches))
+            own = machine(threads) | {"command": " ".join(["python", "benchmarks/latency.py", *sys.argv[1:]])}
+            own |= {"gmac": gmac(folder), "int8_gops": configurations.ceiling(threads)}
+            own["ms_by_node"] = {
+                f"{each}-{body}": configurations.breakdown(folder, each, body, 1, threads)
+                for each, body in (("w8a8", "f32"), ("w8a8", "bf16"))
+            }
+            rows = [row for batch in batches for row in timed(name, chosen, folder, batch, threads, rounds)]
+        write_json(out, merged(out, {"systems": {name: own}, "rows": rows}))
+        click.echo(table(rows, ("pytorch-fp32-eager", "openvino-bf16")))
+
+
+if __name__ == "__main__":
+    main()
