@@ -14,15 +14,16 @@ mkdir -p "$folder"
 test -d "$folder/root" || mmdebstrap --arch=arm64 --variant=extract --include=python3.11,libgomp1,libstdc++6 bookworm "$folder/root"
 if ! test -e "$folder/ready"; then
 	platforms=$(seq 17 36 | sed 's/.*/--platform manylinux_2_&_aarch64/')
+	# torch: the last whose ARM wheel brings no CUDA; torchvision's would have to match it, and nothing here needs it
 	compiled=$(.venv/bin/python - <<-'EOF'
 		from importlib.metadata import distributions
 		for found in distributions():
-		    if any(".so" in file.suffixes for file in found.files or ()):
-		        print(found.name + "==" + found.version.partition("+")[0])
+		    if any(".so" in file.suffixes for file in found.files or ()) and found.name not in ("torch", "torchvision"):
+		        print(found.name + "==" + found.version)
 	EOF
 	)
-	for wheel in $compiled; do
-		.venv/bin/pip install --quiet --target "$folder/site" --no-deps --only-binary=:all: --python-version 3.11 \
+	for wheel in torch==2.10.0 $compiled; do
+		.venv/bin/pip install -qqq --target "$folder/site" --no-deps --only-binary=:all: --python-version 3.11 \
 			--platform manylinux2014_aarch64 $platforms "$wheel" || echo "without $wheel"
 	done
 	touch "$folder/ready"

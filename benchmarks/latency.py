@@ -1,6 +1,7 @@
 """The U-Nets of all seven systems at full size on this CPU: how long a call takes, ours beside a user's other choices.
 
     python benchmarks/latency.py cifar10-ddim coco-sd14 --batches 1 --batches 8
+    python benchmarks/latency.py                                                    # the README's table, from the file
 
 Checkpoints of published systems have random weights, the embedded ones their own. The stages checkpoint, calibrate,
 reconstruct (min-max, rounded to nearest) and deploy prepare them. Every configuration then lives in a process of its
@@ -11,6 +12,7 @@ call follows one that is not timed. What is measured, a system at a batch size, 
 import multiprocessing
 import os
 import platform
+import re
 import resource
 import shutil
 import sys
@@ -37,17 +39,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from edadm.engines.reference import Network
 from edadm.files import read_json, write_json
 from edadm.quantization import checkpoint
+from edadm.report import full_size
 from edadm.systems import system as systems
 
 OUT = ROOT / "benchmarks" / "results" / "latency-cpu.json"
 SYSTEMS = ("fashion-ddim", "fashion-ldm", "cifar10-ddim", "church-ldm8", "bedroom-ldm4", "imagenet-ldm4", "coco-sd14")
 VARIANTS = ("fp32", "w8a8", "w4a8")
+FREE = 6000  # MiB that must stay available: with less, weights that PyTorch has mapped (counted as such) are read again
 VERSIONS = ("torch", "openvino", "nncf", "onnxruntime", "diffusers")
 FILES = {"pytorch": "checkpoint/unet", "openvino": "fp32/engine", "onnxruntime": "onnxruntime"}
 
 
-def prepare(system: str, folder: Path, largest: int) -> None:
-    """The folder of a system: ``checkpoint``, ``VARIANT/quantized``, ``VARIANT/engine`` and ``inputs.safetensors``."""
+def prepare(system: str, folder: Path) -> None:
+    """Fill the folder of a system: ``checkpoint``, ``VARIANT/quantized`` and ``VARIANT/engine``."""
     before = Path.cwd()
     os.chdir(folder)
     try:
@@ -60,13 +64,18 @@ def prepare(system: str, folder: Path, largest: int) -> None:
             given = ("--checkpoint", "checkpoint", "--calibration", "calibration.safetensors", "--scratch", "scratch")
             run("reconstruct", system, f"timed-{variant}", *given, "--out", f"{variant}/quantized")
             run("deploy", "--quantized", f"{variant}/quantized", "--out", f"{variant}/engine")
-        timed = systems.load(Path("checkpoint"))
-        x = torch.randn(largest, *timed.shape, generator=torch.Generator().manual_seed(0))
-        context = timed.contexts(range(largest), guidance=1.0)
-        named = {"0-x": x, "1-t": torch.full((largest,), 500), **{f"2-context-{i}": c for i, c in enumerate(context)}}
-        save_file({name: value.contiguous() for name, value in named.items()}, "inputs.safetensors")
+        Path("ready").touch()
     finally:
         os.chdir(before)
+
+
+def write_inputs(folder: Path, largest: int) -> None:
+    """Write ``inputs.safetensors``: noise, a timestep and, of a conditional network, context of ``largest`` images."""
+    timed = systems.load(folder / "checkpoint")
+    x = torch.randn(largest, *timed.shape, generator=torch.Generator().manual_seed(0))
+    context = timed.contexts(range(largest), guidance=1.0)
+    named = {"0-x": x, "1-t": torch.full((largest,), 500), **{f"2-context-{i}": c for i, c in enumerate(context)}}
+    save_file({name: value.contiguous() for name, value in named.items()}, folder / "inputs.safetensors")
 
 
 def gmac(folder: Path) -> float:
@@ -117,7 +126,10 @@ class Process:
     def time(self) -> None:
         """One call more."""
         self.wire.send(True)
-        self.seconds.append(self.answer())
+        answer = self.answer()
+        if isinstance(answer, dict):
+            raise click.ClickException(f"{self.name}: {answer['failed']}")
+        self.seconds.append(answer)
 
     def end(self) -> None:
         """Let it go."""
@@ -137,6 +149,10 @@ def timed(system: str, names: list[str], folder: Path, batch: int, threads: int,
         free = psutil.virtual_memory().available / 2**20
         click.echo(f"{system}, batch {batch}: {name} loaded in {one.loaded['load_s']:.1f} s, {free:.0f} MiB free")
         processes.append(one)
+        if free < FREE:
+            raise click.ClickException(
+                f"{free:.0f} MiB are left: weights would be read again; leave some out --without"
+            )
     for _ in range(rounds):
         for one in processes:
             one.time()
@@ -174,15 +190,24 @@ def machine(threads: int) -> dict[str, Any]:
     }
 
 
-def table(rows: list[dict[str, Any]], baselines: tuple[str, ...]) -> str:
-    """Medians, and how many times as fast as each of ``baselines`` a row is, as text."""
-    lines = []
-    for row in rows:
-        same = {r["configuration"]: r for r in rows if (r["system"], r["batch"]) == (row["system"], row["batch"])}
-        ratios = [f"{same[b]['median_ms'] / row['median_ms']:5.2f}x {b}" for b in baselines if b in same]
-        head = f"{row['system']:<14} {row['batch']:>2} {row['configuration']:<26} {row['median_ms']:>10.2f} ms"
-        lines.append("  ".join([head, *ratios]))
-    return "\n".join(lines)
+def summary(out: Path) -> str:
+    """What is in the file as a table in Markdown, a line for a system at a batch size, and the processors below."""
+    head = ("network", "batch", "PyTorch fp32", "best float", "best other int8", "`edadm-w8a8`", "`edadm-w4a8`")
+    lines = [(*head, "over PyTorch", "over float", "over int8", "of int8 peak"), ("---",) * 11]
+    for chart in full_size.charts(out):
+        ms = {row["configuration"]: row["median_ms"] for row in chart["rows"]}
+        kinds = {"float": full_size.FLOAT, "int8": ("nncf", "onnxruntime")}
+        best = {kind: min((v for k, v in ms.items() if k.startswith(n)), default=None) for kind, n in kinds.items()}
+        ours = ms["edadm-w8a8"]
+        times = (ms.get(full_size.EAGER), best["float"], best["int8"], ours, ms.get("edadm-w4a8"))
+        ratios = [f"{value / ours:.2f}x" if value else "–" for value in times[:3]]
+        cells = (f"{value:.1f} ms" if value else "–" for value in times)
+        lines.append((f"`{chart['system']}`", str(chart["batch"]), *cells, *ratios, f"{chart['share']:.0%}"))
+    found = read_json(out)["systems"].values()
+    processors = {f"{own['device']} ({', '.join(own['instructions'])}), {own['threads']} threads" for own in found}
+    return "\n".join(
+        (*(f"| {' | '.join(line)} |" for line in lines), "", f"Processor: {'; '.join(sorted(processors))}.")
+    )
 
 
 def merged(out: Path, found: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,11 +216,14 @@ def merged(out: Path, found: Mapping[str, Any]) -> dict[str, Any]:
     anew = {(row["system"], row["batch"]) for row in found["rows"]}
     rows = [row for row in content["rows"] if (row["system"], row["batch"]) not in anew] + found["rows"]
     rows.sort(key=lambda row: (SYSTEMS.index(row["system"]), row["batch"]))
-    return {"systems": content["systems"] | found["systems"], "rows": rows}
+    known = dict(content["systems"])
+    for name, own in found["systems"].items():
+        known[name] = own | {"commands": known.get(name, {}).get("commands", {}) | own["commands"]}
+    return {"systems": known, "rows": rows}
 
 
 @click.command()
-@click.argument("names", metavar="SYSTEM...", nargs=-1, required=True, type=click.Choice(SYSTEMS))
+@click.argument("names", metavar="[SYSTEM]...", nargs=-1, type=click.Choice(SYSTEMS))
 @click.option("--batches", type=click.IntRange(1), multiple=True, default=(1, 8), show_default=True)
 @click.option("--rounds", type=click.IntRange(1), default=9, show_default=True)
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
@@ -213,16 +241,19 @@ def main(
     scratch: Path | None,
     out: Path,
 ) -> None:
-    """Measure and write the rows."""
+    """Measure the systems, if any are named, and print a table of what is in the file."""
     chosen = [name for name in configurations.available() if name not in without and (not only or name in only)]
     for name in names:
         with tempfile.TemporaryDirectory() as temporary:
             folder = (scratch or Path(temporary)).resolve() / name
-            if not (folder / "inputs.safetensors").exists():
+            if not (folder / "ready").exists():
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir(parents=True)
-                prepare(name, folder, max(batches))
-            own = machine(threads) | {"command": " ".join(["python", "benchmarks/latency.py", *sys.argv[1:]])}
+                prepare(name, folder)
+            write_inputs(folder, max(batches))
+            words = " ".join(["python", "benchmarks/latency.py", *sys.argv[1:]])
+            command = re.sub(r" --(scratch|out)[ =]\S+", "", words)
+            own = machine(threads) | {"commands": {str(batch): command for batch in batches}}
             own |= {"gmac": gmac(folder), "int8_gops": configurations.ceiling(threads)}
             own["ms_by_node"] = {
                 f"{each}-{body}": configurations.breakdown(folder, each, body, 1, threads)
@@ -230,7 +261,7 @@ def main(
             }
             rows = [row for batch in batches for row in timed(name, chosen, folder, batch, threads, rounds)]
         write_json(out, merged(out, {"systems": {name: own}, "rows": rows}))
-        click.echo(table(rows, ("pytorch-fp32-eager", "openvino-bf16")))
+    click.echo(summary(out))
 
 
 if __name__ == "__main__":

@@ -362,7 +362,8 @@ def test_every_layer_of_a_conditional_network_is_exact(conditional):
     inputs = (*tiny.inputs(4, channels=4), tiny.context(4, 3))
     result = verify.verify(conditional / "w4a8", conditional / "w4a8-cpu", *inputs, threads=1)
     nodes = len(executed(loaded.layers))
-    assert (result["layers"], result["layers_in_int8"], result["layers_in_graph"]) == (len(loaded.layers), nodes, nodes)
+    assert (result["layers"], result["layers_in_graph"]) == (len(loaded.layers), nodes)
+    assert result["layers_in_int8"] == nodes or not processor.is_x86()
     assert result["worst_layer_error"] <= 1e-6
     assert result["engine_to_reference"] <= max(2 * result["floor"], 0.05)
 

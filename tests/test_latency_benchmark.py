@@ -40,16 +40,31 @@ def row(system: str, configuration: str, batch: int, ms: float) -> dict:
 def test_what_is_measured_replaces_its_rows_and_no_others(latency: ModuleType, tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     old = [row("church-ldm8", "a", 1, 5.0), row("cifar10-ddim", "a", 1, 7.0), row("cifar10-ddim", "a", 8, 9.0)]
-    path.write_text(json.dumps({"systems": {"church-ldm8": {}, "cifar10-ddim": {"gmac": 1}}, "rows": old}))
+    systems = {"church-ldm8": {"gmac": 3}, "cifar10-ddim": {"gmac": 1, "commands": {"1": "old", "8": "old"}}}
+    path.write_text(json.dumps({"systems": systems, "rows": old}))
     new = row("cifar10-ddim", "b", 1, 3.0)
-    found = latency.merged(path, {"systems": {"cifar10-ddim": {"gmac": 2}}, "rows": [new]})
-    assert found == {"systems": {"church-ldm8": {}, "cifar10-ddim": {"gmac": 2}}, "rows": [new, old[2], old[0]]}
+    own = {"gmac": 2, "commands": {"1": "new"}}
+    found = latency.merged(path, {"systems": {"cifar10-ddim": own}, "rows": [new]})
+    assert found["rows"] == [new, old[2], old[0]]
+    assert found["systems"] == systems | {"cifar10-ddim": {"gmac": 2, "commands": {"1": "new", "8": "old"}}}
 
 
-def test_ratios_are_to_the_same_system_and_batch(latency: ModuleType) -> None:
-    rows = [row("s", "slow", 1, 8.0), row("s", "fast", 1, 2.0), row("s", "slow", 8, 40.0), row("s", "fast", 8, 4.0)]
-    lines = latency.table(rows, ("slow",)).splitlines()
-    assert [line.split()[5] for line in lines] == ["1.00x", "4.00x", "1.00x", "10.00x"]
+def test_the_table_divides_by_our_row(latency: ModuleType, tmp_path: Path) -> None:
+    medians = {"pytorch-fp32-eager": 80.0, "openvino-fp32": 30.0, "nncf-int8": 25.0, "edadm-w8a8": 20.0}
+    rest = {"threads": 4, "min_ms": 1.0, "rounds": 9, "load_s": 1.0, "peak_mib": 1.0, "file_mb": None}
+    rows = [row("coco-sd14", name, 2, ms) | rest for name, ms in medians.items()]
+    own = {"device": "An example", "instructions": ["avx512_vnni"], "threads": 4, "gmac": 4.0, "int8_gops": 1600.0}
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps({"systems": {"coco-sd14": own}, "rows": rows}))
+    lines = latency.summary(path).splitlines()
+    cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
+    assert cells[:7] == ["`coco-sd14`", "2", "80.0 ms", "30.0 ms", "25.0 ms", "20.0 ms", "–"]
+    assert cells[7:] == ["4.00x", "1.50x", "1.25x", "50%"]
+    assert lines[-1] == "Processor: An example (avx512_vnni), 4 threads."
+
+
+def test_the_readme_shows_what_was_measured(latency: ModuleType) -> None:
+    assert latency.summary(latency.OUT) in (ROOT / "README.md").read_text()
 
 
 def test_a_configuration_that_fails_is_left_out_and_said(latency: ModuleType, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from edadm.params import (
     SamplerParams,
     SystemParams,
 )
-from edadm.report import page, plots, tables
+from edadm.report import full_size, page, plots, tables
 
 VARIANTS = ("fp32", "w8a8", "w4a8", "w4a8-rtn")
 FID = {"fp32": 8.0, "w8a8": 8.2, "w4a8": 9.0, "w4a8-rtn": 20.0}
@@ -473,6 +473,51 @@ def test_other_broken_files_are_named(tmp_path: Path, file: str) -> None:
     (tmp_path / "fashion-ddim" / file).write_text("unit,loss\nx,1\n")
     with pytest.raises(InputError, match=re.escape(file)):
         page.write(make_params(), tmp_path, tmp_path / "report.html")
+
+
+MEASURED = {
+    ("cifar10-ddim", 1): {
+        "pytorch-fp32-eager": 120.0,
+        "openvino-fp32": 60.0,
+        "openvino-bf16": 90.0,
+        "edadm-w8a8": 30.0,
+    },
+    ("cifar10-ddim", 8): {"edadm-w4a8": 200.0},
+}
+
+
+def benchmark(path: Path) -> Path:
+    """A file of benchmarks/latency.py with the medians ``MEASURED``."""
+    rest = {"threads": 2, "min_ms": 1.0, "rounds": 9, "load_s": 2.0, "peak_mib": 700.0, "file_mb": None}
+    rows = [
+        {"system": system, "batch": batch, "configuration": name, "median_ms": ms, **rest}
+        for (system, batch), medians in MEASURED.items()
+        for name, ms in medians.items()
+    ]
+    own = {"device": "An example", "gmac": 6.0, "int8_gops": 800.0}
+    write_json(path, {"systems": {"cifar10-ddim": own}, "rows": rows})
+    return path
+
+
+def test_networks_at_full_size_are_compared_with_the_best_float(tmp_path: Path) -> None:
+    one, eight = full_size.charts(benchmark(tmp_path / "rows.json"))
+    ratios = {row["configuration"]: (row["vs_eager"], row["vs_float"]) for row in one["rows"]}
+    assert ratios["edadm-w8a8"] == (4.0, 2.0) and ratios["openvino-bf16"] == pytest.approx((4 / 3, 2 / 3))
+    assert list(ratios) == ["pytorch-fp32-eager", "openvino-bf16", "openvino-fp32", "edadm-w8a8"]
+    assert one["share"] == pytest.approx(0.5)  # 12 GOP in 30 ms are 400 GOP/s
+    assert [(row["vs_eager"], row["vs_float"]) for row in eight["rows"]] == [(None, None)]
+    assert eight["share"] == pytest.approx(0.6)
+
+
+def test_networks_at_full_size_are_on_the_page(results: Path, html: str, tmp_path: Path) -> None:
+    page.write(make_params(), results, tmp_path / "report.html", benchmark=benchmark(tmp_path / "rows.json"))
+    text = Tree((tmp_path / "report.html").read_text()).text
+    assert "Networks at full size" in text and "cifar10-ddim, batch 8" in text and "50.0" in text
+    assert "Networks at full size" not in html
+    (tmp_path / "rows.json").write_text('{"systems": {}, "rows": [{"system": "x"}]}')
+    with pytest.raises(InputError, match=r"rows\.json: has no configuration"):
+        page.write(make_params(), results, tmp_path / "again.html", benchmark=tmp_path / "rows.json")
+    assert not (tmp_path / "again.html").exists()
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:

@@ -64,6 +64,11 @@ def test_radius_quantile_is_that_of_the_distances(features: torch.Tensor) -> Non
     assert tdac.radius_from_quantile(features, 0.5) == pytest.approx(torch.stack(upper).quantile(0.5).item(), rel=1e-5)
 
 
+def test_a_single_step_gets_every_sample(features: torch.Tensor) -> None:
+    radius = tdac.radius_from_quantile(features[:1], 0.5)
+    assert tdac.allocate(features[:1], 7, 1.2, radius).counts.tolist() == [7]
+
+
 @given(
     steps=st.integers(1, 12),
     samples=st.integers(0, 400),

@@ -88,7 +88,9 @@ def source_dependencies() -> set[str]:
     params = yaml.safe_load((ROOT / "params.yaml").read_text())["systems"][SYSTEM]
     known = {"${item.checkpoint.source}": params["checkpoint"]["source"]}
     known["${item.reference.statistics}"] = params["reference"]["statistics"]
-    return {known.get(dep, dep) for stage in families().values() for dep in stage["deps"] if "results/" not in dep}
+    return {
+        known.get(dep, dep) for stage in families().values() for dep in stage["deps"] if not dep.startswith("results/")
+    }
 
 
 def families() -> dict[str, dict]:

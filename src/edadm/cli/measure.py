@@ -140,16 +140,17 @@ def ablation(params: Params, results: Path, out: Path) -> None:
 @click.command()
 @click.option("--results", type=FOLDER, default="results", show_default=True)
 @PUBLISHED
+@click.option("--benchmark", type=FILE, help="What benchmarks/latency.py wrote, to be shown too.")
 @click.option("--out", type=FILE, required=True)
 @with_params
-def report(params: Params, results: Path, published: bool, out: Path) -> None:
+def report(params: Params, results: Path, published: bool, benchmark: Path | None, out: Path) -> None:
     """Write the page with galleries, tables and plots: one file, readable without a network.
 
     That of the published systems has the numbers that others published beside what was measured here so far.
     """
     from edadm.report import page
 
-    page.write(params.of_published() if published else params, results, out, published)
+    page.write(params.of_published() if published else params, results, out, published, benchmark)
 
 
 @click.command()

@@ -49,7 +49,9 @@ def diversity(features: Tensor) -> Tensor:
 
 
 def radius_from_quantile(features: Tensor, quantile: float) -> float:
-    """The ``quantile`` of the distances between different steps."""
+    """The ``quantile`` of the distances between different steps; of a single step, 0."""
+    if len(features) == 1:
+        return 0.0
     distances = pairwise_distances(features)
     upper = distances[torch.triu(torch.ones_like(distances, dtype=torch.bool), 1)]
     return torch.quantile(upper, quantile).item()

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from edadm.files import atomic_write, read_json
 from edadm.params import PublishedSystemParams
-from edadm.report import layers, plots, tables
+from edadm.report import full_size, layers, plots, tables
 from edadm.report import published as published_numbers
 from edadm.report.gallery import gallery
 from edadm.report.losses import read_units
@@ -220,12 +220,13 @@ def _system(params: Any, results: Path, name: str, rows: dict[str, list[dict[str
     }
 
 
-def write(params: Any, results: Path, out: Path, published: bool = False) -> None:
+def write(params: Any, results: Path, out: Path, published: bool = False, benchmark: Path | None = None) -> None:
     """Write the page about the runs that ``params`` lists, from the files under ``results``, to ``out``.
 
     What was not measured yet is named on the page; InputError when a listed run has no metrics at all. The same
     inputs give the same bytes. With ``published``, ``params`` are those of the published runs: the page has only the
-    runs that were measured, and the numbers that others published: beside their own quality, or alone.
+    runs that were measured, and the numbers that others published: beside their own quality, or alone. ``benchmark``
+    is a file of benchmarks/latency.py, shown at the end.
     """
     results = Path(results)
     others = published_numbers.beside(params, results) if published else {}
@@ -250,5 +251,6 @@ def write(params: Any, results: Path, out: Path, published: bool = False) -> Non
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "megabytes": megabytes}
-    page = environment.get_template("page.html.jinja").render(systems=systems, unmeasured=unmeasured)
+    shown = {"systems": systems, "unmeasured": unmeasured, "charts": full_size.charts(benchmark) if benchmark else []}
+    page = environment.get_template("page.html.jinja").render(shown)
     atomic_write(Path(out), page)
