@@ -1,0 +1,23 @@
+"""benchmarks/compression.py: the files of an embedded system beside the arithmetic."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_files_of_both_networks_are_as_large_as_their_bits(tmp_path: Path) -> None:
+    out = tmp_path / "sizes.csv"
+    command = [sys.executable, ROOT / "benchmarks" / "compression.py", "fashion-ldm", "--out", out]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    rows = {row.pop("variant"): row for row in csv.DictReader(out.open())}
+    assert list(rows) == ["fp32", "w8a8", "w4a8"]
+    for variant in ("w8a8", "w4a8"):
+        for network in ("unet", "first_stage"):
+            size, arithmetic = (float(rows[variant][f"{network}_{kind}mb"]) for kind in ("", "arithmetic_"))
+            assert size == pytest.approx(arithmetic, rel=0.05) and size > arithmetic  # small: the header shows
+    assert 1 < float(rows["w8a8"]["smaller"]) < 4 and 2 < float(rows["w4a8"]["smaller"]) < 8
