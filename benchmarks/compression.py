@@ -6,14 +6,14 @@ Checkpoints of published systems have random weights; both networks are rounded 
 MB (10⁶ bytes) of the files; the arithmetic counts the bits of the weights and 4 bytes for every scale and float.
 """
 
-import os
+import contextlib
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import click
 import yaml
-from full_size import run, settings
+from full_size import calibrate, quantize, settings
 from latency import SYSTEMS
 
 from edadm.files import as_csv, atomic_write
@@ -21,6 +21,7 @@ from edadm.quantization import checkpoint
 from edadm.report.published import numbers
 
 COLUMNS = ("unet_mb", "unet_arithmetic_mb", "first_stage_mb", "first_stage_arithmetic_mb", "together_mb", "smaller")
+VARIANTS = ("w8a8", "w4a8")
 HEAD = ("system", "variant", *COLUMNS, "published_mb")
 
 
@@ -33,19 +34,17 @@ def published(system: str, variant: str) -> str | None:
 def made(system: str) -> list[dict[str, Any]]:
     """The rows of a system, made in the working folder."""
     params = settings(system)
-    random = ["--random"] if system in params["published"]["systems"] else []
+    calibrate(system, params)
+    parts = ["unet", "vae"] if Path("checkpoint/vae").is_dir() else ["unet"]
+    for variant in VARIANTS:
+        params["variants"][f"timed-{variant}"]["quantize"] = parts
     Path("params.yaml").write_text(yaml.safe_dump(params))
-    run("checkpoint", system, *random, "--out", "checkpoint")
-    run("calibrate", system, "tdac", "--checkpoint", "checkpoint", "--out", "calibration.safetensors")
-    two = Path("checkpoint/vae").is_dir()
-    rows: list[dict[str, Any]] = [{}]
-    for variant in ("w8a8", "w4a8"):
-        params["variants"][f"timed-{variant}"]["quantize"] = ["unet", "vae"] if two else ["unet"]
-        Path("params.yaml").write_text(yaml.safe_dump(params))
-        given = ("--checkpoint", "checkpoint", "--calibration", "calibration.safetensors", "--scratch", "scratch")
-        run("reconstruct", system, f"timed-{variant}", *given, "--out", variant)
-        sizes = [checkpoint.sizes(Path(folder)) for folder in ([variant, f"{variant}/vae"] if two else [variant])]
-        rows[0] = row(system, "fp32", [each["fp32_bytes"] for each in sizes], [each["fp32_bytes"] for each in sizes])
+    rows = []
+    for variant in VARIANTS:
+        quantize(system, variant, variant)
+        sizes = [checkpoint.sizes(Path(variant, *folder)) for folder in [(), ("vae",)][: len(parts)]]
+        floats = [each["fp32_bytes"] for each in sizes]
+        rows = rows or [row(system, "fp32", floats, floats)]
         files = [each["quantized_file_bytes"] for each in sizes]
         rows.append(row(system, variant, files, [each["arithmetic_bytes"] for each in sizes]))
     for each in rows:
@@ -66,12 +65,10 @@ def row(system: str, variant: str, files: list[int], arithmetic: list[int]) -> d
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="A CSV file.")
 def main(names: tuple[str, ...], out: Path) -> None:
     """Make the quantized files of the systems, all unless some are named, and write their sizes."""
-    before, rows = Path.cwd(), []
+    rows = []
     for name in names or SYSTEMS:
-        with tempfile.TemporaryDirectory() as folder:
-            os.chdir(folder)
+        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
             rows += made(name)
-            os.chdir(before)
     atomic_write(out, as_csv(HEAD, rows))
     click.echo(out.read_text(), nl=False)
 

@@ -8,6 +8,7 @@ adds them to a CSV file. The system's own params.yaml is not touched.
 """
 
 import argparse
+import contextlib
 import csv
 import os
 import sys
@@ -49,6 +50,20 @@ def run(*words: str) -> int:
     return usage.ru_maxrss // 1024
 
 
+def calibrate(system: str, params: dict) -> None:
+    """Fill the working folder: ``params.yaml``, ``checkpoint`` (of random weights if published) and its calibration."""
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    random = ["--random"] if system in params["published"]["systems"] else []
+    run("checkpoint", system, *random, "--out", "checkpoint")
+    run("calibrate", system, "tdac", "--checkpoint", "checkpoint", "--out", "calibration.safetensors")
+
+
+def quantize(system: str, variant: str, out: str) -> None:
+    """Round ``timed-VARIANT`` of what ``calibrate`` left in the working folder."""
+    given = ("--checkpoint", "checkpoint", "--calibration", "calibration.safetensors", "--scratch", "scratch")
+    run("reconstruct", system, f"timed-{variant}", *given, "--out", out)
+
+
 def stages(system: str, bits: int) -> dict[str, tuple[tuple[str, ...], str]]:
     """Each stage's command and what it writes."""
     checkpoint, calibration = ("--checkpoint", "checkpoint"), "calibration.safetensors"
@@ -77,15 +92,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a CSV file to add the rows to")
     words = parser.parse_args()
     out = words.out and words.out.resolve()
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         Path("params.yaml").write_text(yaml.safe_dump(settings(words.system)))
         rows = []
         for stage, (command, result) in stages(words.system, words.bits).items():
             peak = run(*command)
             rows.append((words.system, words.bits, stage, peak, f"{written(Path(result)):.2f}"))
             print(*rows[-1], sep="\t", flush=True)
-        os.chdir(ROOT)
     if out:
         new = not out.exists()
         with out.open("a", newline="") as file:

@@ -9,8 +9,8 @@ own, which loads its network and waits, without spinning, until it is its turn: 
 call follows one that is not timed. What is measured, a system at a batch size, replaces its rows in the file.
 """
 
+import contextlib
 import multiprocessing
-import os
 import platform
 import re
 import resource
@@ -31,8 +31,7 @@ import click
 import openvino as ov
 import psutil
 import torch
-import yaml
-from full_size import ROOT, run, settings, written
+from full_size import ROOT, calibrate, quantize, run, settings, written
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -52,21 +51,12 @@ FILES = {"pytorch": "checkpoint/unet", "openvino": "fp32/engine", "onnxruntime":
 
 def prepare(system: str, folder: Path) -> None:
     """Fill the folder of a system: ``checkpoint``, ``VARIANT/quantized`` and ``VARIANT/engine``."""
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        params = settings(system)
-        Path("params.yaml").write_text(yaml.safe_dump(params))
-        random = ["--random"] if system in params["published"]["systems"] else []
-        run("checkpoint", system, *random, "--out", "checkpoint")
-        run("calibrate", system, "tdac", "--checkpoint", "checkpoint", "--out", "calibration.safetensors")
+    with contextlib.chdir(folder):
+        calibrate(system, settings(system))
         for variant in VARIANTS:
-            given = ("--checkpoint", "checkpoint", "--calibration", "calibration.safetensors", "--scratch", "scratch")
-            run("reconstruct", system, f"timed-{variant}", *given, "--out", f"{variant}/quantized")
+            quantize(system, variant, f"{variant}/quantized")
             run("deploy", "--quantized", f"{variant}/quantized", "--out", f"{variant}/engine")
         Path("ready").touch()
-    finally:
-        os.chdir(before)
 
 
 def write_inputs(folder: Path, largest: int) -> None:
