@@ -28,6 +28,7 @@ if workflow.is_main_process:
 
 REPRO = "dvc --wait-for-lock repro --single-item"
 THREADS = config["engine"]["threads"]
+RECONSTRUCTION_THREADS = config["engine"].get("reconstruction_threads", 1)
 EVALUATION_THREADS = config["engine"]["evaluation_threads"]
 # calibration and reconstruction, where params.yaml has them computed on a GPU
 GPU = 1 if config.get("device") == "cuda" else 0

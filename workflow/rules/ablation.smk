@@ -30,7 +30,7 @@ rule reconstruction_ablation:
         "logs/reconstruction-ablation@{key}.log",
     conda:
         "../../env.yaml"
-    threads: THREADS
+    threads: RECONSTRUCTION_THREADS
     resources:
         mem_mb=6000,
         runtime=600,

@@ -75,7 +75,7 @@ rule reconstruction_published:
         "logs/reconstruction-published@{key}.log",
     conda:
         "../../env.yaml"
-    threads: THREADS
+    threads: RECONSTRUCTION_THREADS
     resources:
         mem_mb=24000,
         runtime=4320,

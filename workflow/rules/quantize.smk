@@ -49,7 +49,7 @@ rule reconstruction:
         "logs/reconstruction@{key}.log",
     conda:
         "../../env.yaml"
-    threads: THREADS
+    threads: RECONSTRUCTION_THREADS
     resources:
         mem_mb=6000,
         runtime=600,

@@ -4,7 +4,17 @@ from pathlib import Path
 
 import click
 
-from edadm.cli.options import DEVICE, FILE, FOLDER, PROTOCOL, SEED, compute_device, with_evaluation_params, with_params
+from edadm.cli.options import (
+    DEVICE,
+    FILE,
+    FOLDER,
+    PROTOCOL,
+    SEED,
+    compute_device,
+    with_evaluation_params,
+    with_params,
+    with_reconstruction_params,
+)
 from edadm.errors import InputError
 from edadm.files import as_csv, atomic_write, read_json, write_json
 from edadm.params import Params
@@ -92,7 +102,7 @@ def calibrate(params: Params, system: str, calibrator: str, folder: Path, out: P
 @click.option("--calibration", "calibration_file", type=FILE, required=True)
 @click.option("--scratch", type=FOLDER, required=True, help="Finished units are kept here until the run is complete.")
 @click.option("--out", type=FOLDER, required=True)
-@with_params
+@with_reconstruction_params
 def reconstruct(
     params: Params,
     system: str,

@@ -44,4 +44,5 @@ def _with_params(threads: str) -> Callable:
 # Decorators that give a command the checked parameters, not before it runs, so that --help works anywhere. PyTorch gets
 # the threads that the parameters say: float sums depend on them, and Snakemake and DVC start commands differently.
 with_params = _with_params("threads")
+with_reconstruction_params = _with_params("reconstruction_threads")
 with_evaluation_params = _with_params("evaluation_threads")

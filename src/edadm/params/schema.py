@@ -288,7 +288,10 @@ class EngineParams(Settings):
     body: str = one_of("f32", "bf16", "f16")
     """Type of all that is not an integer layer: `f32` (exact), `bf16` (faster) or, on cuda, `f16`."""
     threads: int = at_least(1)
-    """Threads of PyTorch in calibration, reconstruction and training, and of what is timed."""
+    """Threads of PyTorch in calibration and training, and of what is timed."""
+    reconstruction_threads: int = at_least(1, default=1)
+    """Threads of a reconstruction. On small networks two of them beside each other, of one thread each, end sooner than
+    one after the other with two; on the published systems take all cores."""
     evaluation_threads: int = at_least(1, default=1)
     """Threads of a shard of images, a verification or a measurement of quality: many of them run beside each other, and
     so do more on the same cores than one of them with more threads."""
