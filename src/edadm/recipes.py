@@ -24,9 +24,16 @@ def recipe(name: str, **changes: Any) -> Recipe:
         raise InputError(f"recipe {name!r} is not of the form w4a8: bits of the weights and of the activations")
     weights, activations = map(int, found.groups())
     eight = weights == 8
-    learning = {"method": "fbr", "iterations": 300, "batch": 16, "bias_correction": True}
-    learning |= {"rate_rounding": 0.2, "rate_steps": 0.0003 if eight else 0.0001}
-    learning |= {"input_mix": 1.0, "activation_drop": 0.0}
+    learning = {
+        "method": "fbr",
+        "iterations": 300,
+        "batch": 16,
+        "rate_rounding": 0.2,
+        "rate_steps": 0.0003 if eight else 0.0001,
+        "input_mix": 1.0,
+        "activation_drop": 0.0,
+        "bias_correction": True,
+    }
     outer = {"weights": weights, "activations": activations, "eight_bit_full_resolution": 0.0 if eight else 0.05}
     inner = {entry.name for entry in fields(Reconstruction)}
     known = inner | {entry.name for entry in fields(Recipe)} - {"reconstruction"}
