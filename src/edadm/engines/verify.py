@@ -1,6 +1,6 @@
 """Does an engine compute what the quantized checkpoint defines? Layer by layer exactly, as a whole within round-off."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from itertools import combinations
@@ -23,6 +23,7 @@ from edadm.quantization import checkpoint
 from edadm.quantization.integer_layer import IntegerLayer
 
 BATCH = 32
+TOGETHER = 16  # layers in one graph: each compilation takes its time, and the inputs of all would take memory
 
 
 class Simulation(nn.Module):
@@ -59,15 +60,26 @@ def layer_inputs(loaded: checkpoint.QuantizedCheckpoint, *inputs: Tensor) -> dic
     return found
 
 
-def layer_error(name: str, layer: IntegerLayer, integers: Tensor) -> float:
-    """Relative error of the CPU engine's layer against exact integer arithmetic on the same integers."""
-    x = (integers - layer.input_zero_point).float() * layer.input_scale
-    port = op.parameter(list(x.shape), np.float32)
-    graph = ov.Model([layer_nodes(port.output(0), name, layer)], [port])
+def layer_errors(layers: Mapping[str, IntegerLayer], integers: Mapping[str, Tensor]) -> dict[str, float]:
+    """Relative error of each of the CPU engine's layers against exact integer arithmetic on the same integers."""
+    names, errors = list(integers), {}
+    for start in range(0, len(names), TOGETHER):
+        errors |= _errors({name: (layers[name], integers[name]) for name in names[start : start + TOGETHER]})
+    return errors
+
+
+def _errors(group: Mapping[str, tuple[IntegerLayer, Tensor]]) -> dict[str, float]:
+    """Those of layers beside each other in one graph."""
+    given = {name: (q - layer.input_zero_point).float() * layer.input_scale for name, (layer, q) in group.items()}
+    ports = {name: op.parameter(list(x.shape), np.float32) for name, x in given.items()}
+    graph = ov.Model([layer_nodes(ports[name].output(0), name, group[name][0]) for name in group], list(ports.values()))
     compiled = cpu.compile_graph(ov.Core(), graph, "f32", threads=1)
-    if is_x86() and not set(executed({name: layer})) <= cpu.int8_names(compiled):
-        raise InputError(f"{name}: the engine does not run this layer in int8")
-    return relative_error(torch.from_numpy(compiled([x.numpy()])[0]), reference.IntegerReference(layer)(x))
+    floats = set(executed({name: layer for name, (layer, _) in group.items()})) - cpu.int8_names(compiled)
+    if is_x86() and floats:
+        raise InputError(f"{min(floats)}: the engine does not run this layer in int8")
+    outputs = dict(zip(group, compiled([x.numpy() for x in given.values()]).values(), strict=True))
+    exact = {name: reference.IntegerReference(layer)(given[name]) for name, (layer, _) in group.items()}
+    return {name: relative_error(torch.from_numpy(outputs[name]), exact[name]) for name in group}
 
 
 @contextmanager
@@ -87,14 +99,14 @@ def verify(quantized: Path, engine: Path, x: Tensor, *rest: Tensor, threads: int
 
     Of an autoencoder they are the latents x alone.
 
-    ``worst_layer_error`` is the largest of :func:`layer_error`. The other numbers are :func:`relative_error` of whole
+    ``worst_layer_error`` is the largest of :func:`layer_errors`. The other numbers are :func:`relative_error` of whole
     outputs. They cannot be 0: where sums in another order move a value over a rounding tie, an integer changes, and
     every later layer sees it. ``floor`` is how far that takes the simulation from itself: the largest difference
     between any two of three computations of it, with oneDNN's float32 kernels, PyTorch's own, and float64 sums.
     """
     loaded = checkpoint.load(quantized)
     integers = layer_inputs(loaded, *(value[:4] for value in (x, *rest)))
-    errors = {name: layer_error(name, loaded.layers[name], found) for name, found in integers.items()}
+    errors = layer_errors(loaded.layers, integers)
     compiled = cpu.load(engine, min(len(x), BATCH), threads=threads)
     in_int8, total = cpu.int8_layers(compiled.compiled)
     simulation, precise = (
