@@ -5,16 +5,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hostile import ODD, attempt, damaged, examples, holder, leaves, replaced
 from hypothesis import given
 from hypothesis import strategies as st
+from small_params import small
 
 from edadm import params
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "params.yaml").read_text()
-CONTENT = yaml.safe_load(TEXT)
+CONTENT = small()
 PLACES = list(leaves(CONTENT))
 
 

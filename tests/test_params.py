@@ -9,12 +9,14 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_params import small
 
 from edadm import params
 from edadm.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 REAL = yaml.safe_load((ROOT / "params.yaml").read_text())
+SMALL = json.dumps(small())  # in which recipes that share lines in the file share no more
 SYSTEM = "systems.fashion-ddim"
 QUICK = settings(deadline=None, max_examples=25)
 RUN = "runs.fashion-ddim-w4a8"
@@ -28,8 +30,8 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def problem(file: Path, key: str, value: object) -> str:
-    """The message about the real file with ``value`` put at ``key``."""
-    content = json.loads(json.dumps(REAL))  # a copy in which recipes that share lines in the file share no more
+    """The message about a file like the real one with ``value`` put at ``key``."""
+    content = json.loads(SMALL)
     *folders, last = key.split(".")
     place = content
     for folder in folders:

@@ -1,5 +1,6 @@
 """A copy of the project's own Snakefile, dvc.yaml and params.yaml that a test may run, with a stub for `edadm`."""
 
+import fcntl
 import os
 import re
 import shutil
@@ -151,13 +152,19 @@ def prepared(folder: Path, bin_folder: Path, runs: tuple[str, ...] = RUNS) -> Wo
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, bin_folder: Path) -> Workspace:
-    """A workspace in which everything has run once; never changed, only copied."""
-    space = prepared(tmp_path_factory.mktemp("finished") / "project", bin_folder)
-    space.first = space.snakemake()
-    space.first_ran = space.log.read_text().splitlines()
-    space.call("git", "add", "-A")
-    space.call("git", "commit", "-qm", "all ran")
-    return space
+    """A workspace in which everything has run once, the same for all processes of a run; never changed, only copied."""
+    root = tmp_path_factory.getbasetemp()
+    root = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "finished"
+    root.mkdir(exist_ok=True)
+    with (root / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (root / "made").exists():
+            space = prepared(root / "project", bin_folder)
+            space.snakemake()
+            space.call("git", "add", "-A")
+            space.call("git", "commit", "-qm", "all ran")
+            (root / "made").touch()
+    return Workspace(root / "project", bin_folder)
 
 
 def copied(space: Workspace, folder: Path, bin_folder: Path) -> Workspace:
