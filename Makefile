@@ -24,9 +24,10 @@ test: .venv/ready debian-packages
 test-slow: .venv/ready debian-packages
 	@$(ACTIVATE) python -m pytest -q -m slow
 
+# a module is compiled when it is first imported: most never are
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[dev]'
 	@touch $@
 
 # what the tests need from Debian: real images (the demo's statistics of them are in assets/), a browser for the page,

@@ -8,6 +8,7 @@ import types
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import tiny_pipelines
@@ -120,7 +121,15 @@ def own_results(reader: Path) -> Path:
 def test_export(own_results: Path) -> None:
     assert execute(ROOT / "docs" / "export.md") == 3
     assert (own_results / "exported/trt/model.onnx").is_file()
-    assert samples.open_folder(own_results / "exported/samples", range(100000, 100004)).shape == (8, 8, 1)
+    run("edadm deploy --quantized results/fashion-ddim/w8a8/quantized --out engine")
+    words = "--engine engine --checkpoint results/fashion-ddim/checkpoint --scratch scratch/cpu --out drawn"
+    run(f"edadm sample fashion-ddim {words}")
+    images = []
+    for folder in ("exported/samples", "drawn"):
+        found = samples.open_folder(own_results / folder, range(100000, 100004))
+        assert found.shape == (8, 8, 1)
+        images.append(np.concatenate(list(samples.batches(found, 4))).astype(int))
+    assert np.abs(images[0] - images[1]).mean() < 1  # of 255
 
 
 def test_add_an_engine(own_results: Path, monkeypatch: pytest.MonkeyPatch) -> None:

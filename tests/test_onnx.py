@@ -16,11 +16,10 @@ from test_engines import CASES, grid_inputs, random_layer
 from torch import nn
 
 from edadm import engines
-from edadm.engines import cpu, reference
+from edadm.engines import reference
 from edadm.engines import onnx as exporter
 from edadm.engines.verify import relative_error
 from edadm.errors import InputError
-from edadm.evaluation import samples
 from edadm.params import Recipe, Reconstruction
 from edadm.quantization import checkpoint, reconstruction
 from edadm.quantization.integer_layer import IntegerLayer
@@ -129,20 +128,6 @@ def test_embedded_systems(tmp_path, system):
         assert errors[-1] < 0.05, errors
     sizes = [(tmp_path / "engine" / name).stat().st_size for name in exporter.FILES]
     assert sizes[1] < 1.05 * (tmp_path / "quantized" / "model.safetensors").stat().st_size  # weights stay packed
-
-
-def test_images_are_drawn_from_an_exported_file(project):  # noqa: F811
-    assert call("checkpoint", SYSTEM, "--out", "checkpoint") == 0
-    tiny.save(project / "quantized", small_unet(), 8)
-    cpu.deploy(project / "quantized", project / "engine-cpu")
-    exporter.deploy(project / "quantized", project / "engine-onnx")
-    drawn = {}
-    for name in ("cpu", "onnx"):
-        words = ("--engine", f"engine-{name}", "--checkpoint", "checkpoint", "--scratch", "scratch", "--out", name)
-        assert call("sample", SYSTEM, *words) == 0
-        drawn[name] = np.concatenate(list(samples.batches(samples.open_folder(project / name), 8))).astype(int)
-    assert drawn["cpu"].shape == drawn["onnx"].shape
-    assert np.abs(drawn["cpu"] - drawn["onnx"]).mean() < 1  # of 255
 
 
 def test_bad_folders_are_refused(tmp_path):
