@@ -24,10 +24,11 @@ test: .venv/ready debian-packages
 test-slow: .venv/ready debian-packages
 	@$(ACTIVATE) python -m pytest -q -m slow
 
-# a module is compiled when it is first imported: most never are
+# pip would compile the modules one after the other
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m compileall -q -j 0 .venv/lib > /dev/null || true # some of the packages' files are no Python
 	@touch $@
 
 # what the tests need from Debian: real images (the demo's statistics of them are in assets/), a browser for the page,
