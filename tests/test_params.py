@@ -131,6 +131,7 @@ def test_unknown_names(accessor: str) -> None:
         (f"{PUBLISHED}.checkpoint.files.weights.md5", "abc", ["'abc'", "32 hexadecimal"]),
         (f"{PUBLISHED}.checkpoint.files.captions", {"name": "a", "sources": ["b"]}, ["captions"]),
         (f"{PUBLISHED}.reference.images", "somewhere", ["exactly one"]),
+        (f"{PUBLISHED}.reference.file.sources", [[]], ["[]", "a text"]),
         (f"{PUBLISHED}.reference.extractor", "garment-classifier", ["inception"]),
         ("published.systems.fashion-ddim", REAL["published"]["systems"]["cifar10-ddim"], ["in systems too"]),
         ("published.tools", {}, ["inception is missing"]),

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any, get_args, get_origin
 
 from omegaconf import OmegaConf
@@ -70,6 +71,8 @@ def _wrong_shapes(kind: Any, content: Any, path: str) -> Iterator[str]:
 
     OmegaConf does not say where, and takes a mapping for an element of a list of numbers.
     """
+    if isinstance(kind, UnionType):  # with None
+        kind = type(None) if content is None else get_args(kind)[0]
     origin = get_origin(kind)
     if origin is list and isinstance(content, list):
         for place, each in enumerate(content):
