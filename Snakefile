@@ -6,6 +6,7 @@ from snakemake.logging import logger
 
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow"))
 from dvcdag import Stages
+from edadm.params import EngineParams
 
 
 configfile: "params.yaml"
@@ -27,9 +28,10 @@ if workflow.is_main_process:
             logger.info(f"changed: {stage}: {why}")
 
 REPRO = "dvc --wait-for-lock repro --single-item"
-THREADS = config["engine"]["threads"]
-RECONSTRUCTION_THREADS = config["engine"].get("reconstruction_threads", 1)
-EVALUATION_THREADS = config["engine"]["evaluation_threads"]
+ENGINE = vars(EngineParams()) | config["engine"]
+THREADS = ENGINE["threads"]
+RECONSTRUCTION_THREADS = ENGINE["reconstruction_threads"]
+EVALUATION_THREADS = ENGINE["evaluation_threads"]
 # calibration and reconstruction, where params.yaml has them computed on a GPU
 GPU = 1 if config.get("device") == "cuda" else 0
 GPU_REPRO = f"python workflow/gpu.py {REPRO}" if GPU else REPRO
