@@ -10,7 +10,7 @@ import onnx_ir
 import openvino as ov
 import pytest
 import torch
-from test_cli import SYSTEM, call, project  # noqa: F401  (a fixture)
+from command_line import call
 from test_cuda_engine import network_inputs, padded_unet, small_unet
 from test_engines import CASES, grid_inputs, random_layer
 from torch import nn

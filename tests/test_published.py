@@ -18,7 +18,6 @@ from torch import nn
 from edadm import params
 from edadm.errors import InputError
 from edadm.evaluation import samples
-from edadm.files import read_json
 from edadm.params.schema import FORMATS
 from edadm.systems import download, estimates, originals, system, text
 from edadm.systems.originals.architectures import Widths
@@ -53,31 +52,21 @@ def recipe(kind: str, variant: str) -> str:
     return params.load("params.yaml").published.runs[f"{kind}-{variant}"].recipe
 
 
-def drawn(kind: str, variant: str, of_system: Path) -> Path:
-    """From the calibration set to images; their folder."""
+def through_the_stages(kind: str, variant: str, of_system: Path) -> tuple[Path, dict]:
+    """From the calibration set to numbers; the folder of the images, and their metrics."""
     folder = of_system / variant
     shared = ("--checkpoint", str(of_system / "checkpoint"), "--scratch", str(folder / "scratch"))
     calibration = ("--calibration", str(of_system / "tdac.safetensors"))
-    quantized, engine, images = (str(folder / name) for name in ("quantized", "engine-cpu", "samples"))
+    quantized, engine, drawn = (str(folder / name) for name in ("quantized", "engine-cpu", "samples"))
     assert call("reconstruct", kind, recipe(kind, variant), *shared, *calibration, "--out", quantized) == 0
     assert call("deploy", "--quantized", quantized, "--out", engine) == 0
-    verified = folder / "verification.json"
-    checked = ("--engine", engine, *calibration, "--images", "2", "--out", str(verified))
-    assert call("verify", "--quantized", quantized, *checked) == 0
-    found = read_json(verified)
-    if variant != "fp32":
-        assert found["layers_in_int8"] == found["layers_in_graph"] and found["worst_layer_error"] <= 1e-6
-    assert call("sample", kind, "--engine", engine, "--protocol", "full", *shared, "--out", images) == 0
-    return Path(images)
-
-
-def measured(kind: str, variant: str, of_system: Path) -> dict:
-    """The metrics of what was drawn, which are in its metrics.json too."""
-    folder, out = of_system / variant, of_system / variant / "metrics.json"
+    checked = ("--images", "2", "--out", str(folder / "verification.json"))
+    assert call("verify", "--quantized", quantized, "--engine", engine, *calibration, *checked) == 0
+    assert call("sample", kind, "--engine", engine, "--protocol", "full", *shared, "--out", drawn) == 0
     compared = ("--fp32", str(of_system / "fp32" / "samples"), "--reference", str(of_system / "reference.npz"))
-    told = ("--checkpoint", str(of_system / "checkpoint"), "--protocol", "full", "--out", str(out))
-    assert call("metrics", kind, variant, "--samples", str(folder / "samples"), *compared, *told) == 0
-    return read_json(out)
+    told = (*shared[:2], "--protocol", "full", "--out", str(folder / "metrics.json"))
+    assert call("metrics", kind, variant, "--samples", drawn, *compared, *told) == 0
+    return Path(drawn), json.loads((folder / "metrics.json").read_text())
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -97,38 +86,23 @@ def test_from_a_url_to_tables(project: Path, kind: str) -> None:
     assert call("reference", kind, "--out", str(of_system / "reference.npz")) == 0
     assert len(np.load(of_system / "reference.npz")["features"]) == 10
 
-    full_precision, quantized = (
-        samples.open_folder(drawn(kind, variant, of_system), range(10, 20)) for variant in ("fp32", "w4a8")
-    )
+    full_precision = through_the_stages(kind, "fp32", of_system)[1]
+    folder, quantized = through_the_stages(kind, "w4a8", of_system)
+    drawn = samples.open_folder(folder, range(10, 20))
     scale = {"cifar10-ddim": 1, "church-ldm8": 8, "coco-sd14": 8}.get(kind, 4)
-    assert quantized.shape == (16 * scale, 16 * scale, 3)
-    images = np.concatenate(list(samples.batches(quantized, 10)))
+    assert drawn.shape == (16 * scale, 16 * scale, 3)
+    images = np.concatenate(list(samples.batches(drawn, 10)))
     assert all(image.std() > 1 for image in images) and not np.array_equal(images[0], images[1])
-    assert not np.array_equal(images, np.concatenate(list(samples.batches(full_precision, 10))))
-    assert (quantized.labels is not None) == (kind == "imagenet-ldm4")
-    assert (quantized.captions is not None) == (kind == "coco-sd14")
-    if quantized.captions is not None:
-        assert quantized.captions.tolist() == system.load(of_system / "checkpoint").prompts(range(10, 20))
-    if kind not in ("bedroom-ldm4", "church-ldm8"):  # which are measured as ImageNet's are, but for its labels
-        to_numbers(kind, of_system)
-    if kind in ("cifar10-ddim", "coco-sd14"):
-        to_tables(kind, results)
-
-
-def to_numbers(kind: str, of_system: Path) -> None:
-    """From images to metrics."""
-    full_precision, quantized = (measured(kind, variant, of_system) for variant in ("fp32", "w4a8"))
+    assert (drawn.labels is not None) == (kind == "imagenet-ldm4")
+    assert (drawn.captions is not None) == (kind == "coco-sd14")
+    if drawn.captions is not None:
+        assert drawn.captions.tolist() == system.load(of_system / "checkpoint").prompts(range(10, 20))
     assert full_precision["psnr_fp32"] is None and 0 < quantized["psnr_fp32"] < 100
-    for each in (full_precision, quantized):
-        assert each["n"] == 10 and each["fid"] > 0 and each["extractor"] == "inception"
-        assert each["extractor_sha256"] == params.load("params.yaml").published.tools["inception"].sha256
-        assert ("clip_score" in each) == (kind == "coco-sd14")
+    for measured in (full_precision, quantized):
+        assert measured["n"] == 10 and measured["fid"] > 0 and measured["extractor"] == "inception"
+        assert measured["extractor_sha256"] == params.load("params.yaml").published.tools["inception"].sha256
+        assert ("clip_score" in measured) == (kind == "coco-sd14")
 
-
-def to_tables(kind: str, results: Path) -> None:
-    """From metrics to tables and the page, with latencies."""
-    of_system = results / kind
-    full_precision, quantized = (read_json(of_system / variant / "metrics.json") for variant in ("fp32", "w4a8"))
     timed = ("--checkpoint", str(of_system / "checkpoint"), "--results", str(results))
     assert call("latency", kind, *timed, "--out", str(of_system / "latency-cpu.json")) == 0
     gathered = ("--published", "--results", str(results), "--out")
@@ -138,7 +112,8 @@ def to_tables(kind: str, results: Path) -> None:
     assert set(table) == {f"{kind}-fp32", f"{kind}-w4a8"}
     assert float(table[f"{kind}-w4a8"]["fid_ratio"]) == pytest.approx(quantized["fid"] / full_precision["fid"], 1e-4)
     with (results / "tables" / "exactness.csv").open(newline="") as file:
-        assert len(list(csv.DictReader(file))) == 1
+        (exact,) = csv.DictReader(file)
+    assert exact["layers_in_int8"] == exact["layers_in_graph"] and float(exact["worst_layer_error"]) <= 1e-6
     assert call("report", *gathered, str(results / "published.html")) == 0
     page = (results / "published.html").read_text()
     assert f"{quantized['fid']:.2f}" in page and "not run here" in page
