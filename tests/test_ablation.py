@@ -12,7 +12,7 @@ from edadm.recipes import differences
 from edadm.report import ablation
 
 ROOT = Path(__file__).parent.parent
-NUMBERS = {100000: (5.0, 4.0, 30.0), 200000: (6.0, 4.5, 31.0), 300000: (10.0, 5.0, 35.0)}
+NUMBERS = {0: (5.0, 4.0, 30.0), 1: (6.0, 4.5, 31.0), 2: (10.0, 5.0, 35.0)}
 
 
 @pytest.fixture
@@ -23,32 +23,32 @@ def params() -> parameters.Params:
 @pytest.fixture
 def results(params: parameters.Params, tmp_path: Path) -> Path:
     for index, row in enumerate(params.ablation.rows):
-        for seed, (fid, inception, psnr) in NUMBERS.items():
-            path = tmp_path / "fashion-ddim" / row / "metrics-ablation" / f"{seed}.json"
+        for repeat, (fid, inception, psnr) in NUMBERS.items():
+            path = tmp_path / "fashion-ddim" / "ablation" / row.variant / f"metrics-{repeat}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
-            psnr_or_none = None if row == "fp32" else psnr
+            psnr_or_none = None if row.variant == "fp32" else psnr
             path.write_text(
                 json.dumps({"n": 10000, "fid": fid * (1 + index), "is_mean": inception, "psnr_fp32": psnr_or_none})
             )
     return tmp_path
 
 
-def test_rows_are_means_over_the_seeds(params: parameters.Params, results: Path) -> None:
+def test_rows_are_means_over_the_repetitions(params: parameters.Params, results: Path) -> None:
     ablation.write(params, results, results / "ablation.csv")
     table = list(csv.DictReader((results / "ablation.csv").open()))
-    assert [row["variant"] for row in table] == list(params.ablation.rows)
+    assert [row["variant"] for row in table] == [row.variant for row in params.ablation.rows]
     fp32, first = table[0], table[1]
     assert (fp32["psnr_fp32"], fp32["psnr_fp32_sd"], fp32["fid"], fp32["fid_ratio"]) == ("", "", "7", "1")
     assert float(first["fid"]) == pytest.approx(14)
     assert float(first["fid_sd"]) == pytest.approx(28**0.5, rel=1e-5)  # of 10, 12, 20: (16 + 4 + 36) / 2
     assert (first["fid_ratio"], first["is_mean"], first["psnr_fp32"]) == ("2", "4.5", "32")
-    assert (first["seeds"], first["n"]) == ("3", "10000")
+    assert (first["repeats"], first["n"]) == ("3", "10000")
     assert {row["variant"]: row["calibrator"] for row in table}["w4a8-ptq4dm"] == "normal"
 
 
 def test_a_missing_measurement_is_one_line(params: parameters.Params, results: Path) -> None:
-    (results / "fashion-ddim/w4a4/metrics-ablation/200000.json").unlink()
-    with pytest.raises(InputError, match="200000.json: no such file"):
+    (results / "fashion-ddim/ablation/w4a4/metrics-1.json").unlink()
+    with pytest.raises(InputError, match="metrics-1.json: no such file"):
         ablation.write(params, results, results / "ablation.csv")
     assert not (results / "ablation.csv").exists()
 

@@ -16,7 +16,7 @@ RUN = f"{SYSTEM}-w4a8"
 LOST = {f"samples@{RUN}", f"metrics@{RUN}", f"latency@{SYSTEM}-cpu", "tables", "report"}
 OF_RUN = (f"{SYSTEM}/w4a8/samples", f"{SYSTEM}/w4a8/metrics.json")
 RESULTS = (*OF_RUN, f"{SYSTEM}/latency-cpu.json", "tables", "report.html")
-ON_GPU = "calibration-ablation@uniform"  # it needs nothing of the others: a job beside them
+ON_GPU = "calibration-ablation@uniform-0"  # it needs nothing of the others: a job beside them
 
 
 @pytest.fixture(scope="session")
@@ -78,7 +78,7 @@ def test_jobs_make_what_a_local_run_makes(
     jobs = {job["Comment"]: job for job in cluster.jobs()}
     shards = {f"rule_sample_shard_wildcards_samples_{RUN}_{index}_2" for index in range(2)}
     gathered = {f"rule_{name.replace('@', '_wildcards_')}" for name in LOST}
-    gpu, latency = "rule_calibration_ablation_wildcards_uniform", f"rule_latency_wildcards_{SYSTEM}-cpu"
+    gpu, latency = "rule_calibration_ablation_wildcards_uniform-0", f"rule_latency_wildcards_{SYSTEM}-cpu"
     assert set(jobs) == shards | gathered | {gpu}
     assert {job["JobState"] for job in jobs.values()} == {"COMPLETED"}
     assert [name for name, job in jobs.items() if "gpu" in job.get("TresPerJob", "")] == [gpu]

@@ -94,7 +94,6 @@ def test_clone_and_pull_runs_nothing(space: Workspace, bin_folder: Path, tmp_pat
 def test_removed_run_goes_from_the_tables(space: Workspace) -> None:
     params = yaml.safe_load((space.folder / "params.yaml").read_text())
     del params["runs"][RUNS[1]]
-    params["ablation"]["rows"].remove("w4a8")
     (space.folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     space.call("dvc", "repro")
     assert set(space.ran()) == GATHERED
@@ -128,25 +127,25 @@ def test_full_protocol_is_a_target_of_its_own(space: Workspace) -> None:
 
 
 def test_ablation_is_a_target_of_its_own(space: Workspace) -> None:
-    quantized = {f"{family}-ablation@w4a8-fbr" for family in ("reconstruction", "deployment")}
+    calibrated = {f"calibration-ablation@{name}-{repeat}" for name in ("tdac", "uniform") for repeat in (0, 1)}
     measured = {
-        f"{family}-ablation@{row}-{seed}"
-        for family in ("samples", "metrics")
-        for row in ("fp32", "w4a8", "w4a8-fbr")
-        for seed in (100, 200)
+        f"{family}-ablation@row{row}-{repeat}"
+        for family in ("reconstruction", "deployment", "samples", "metrics")
+        for row in (0, 1)
+        for repeat in (0, 1)
     }
-    stages = quantized | measured | {"calibration-ablation@uniform", "ablation"}
+    stages = calibrated | measured | {"ablation"}
     assert space.announced("ablation") == stages
     space.snakemake("ablation")
     assert set(space.ran()) == stages
     assert "up to date" in space.call("dvc", "repro", "ablation/dvc.yaml").stdout
     assert "Nothing to be done" in space.snakemake("-n", "ablation").stdout
-    # a seed taken away goes from the table, and nothing else runs
-    space.edit("params.yaml", "- 100\n  - 200\n", "- 100\n")
+    # a repetition taken away goes from the table, and nothing else runs
+    space.edit("params.yaml", "- 0\n  - 1\n", "- 0\n")
     space.call("dvc", "repro", "ablation/dvc.yaml")
     assert space.ran() == ["ablation"]
     left = sorted(path.name for path in (space.folder / f"results/index-ablation/{SYSTEM}/metrics").iterdir())
-    assert left == ["fp32-100", "w4a8-100", "w4a8-fbr-100"]
+    assert left == ["fp32-0", "w4a8-fbr-0"]
 
 
 def test_published_systems_are_a_target_of_their_own(space: Workspace) -> None:

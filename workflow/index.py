@@ -34,7 +34,7 @@ def prune(root: Path = Path()) -> None:
     """Remove the index files that belong to nothing in ``root``/params.yaml."""
     params = yaml.safe_load((root / "params.yaml").read_text())
     ablation, published = params["ablation"], params["published"]
-    rows = {f"{row}-{seed}" for row in ablation["rows"] for seed in ablation["seeds"]}
+    rows = {f"{row['variant']}-{repeat}" for row in ablation["rows"] for repeat in ablation["repeats"]}
     for path in (root / ABLATION).glob("*/*/*"):
         if path.parts[-3] != ablation["system"] or path.name not in rows:
             path.unlink(missing_ok=True)

@@ -60,7 +60,7 @@ def calibrators(params: Params, variant: str) -> tuple[str, ...]:
     """The calibrators that ``variant`` is used with, in runs and in the ablation."""
     runs = {**params.runs, **params.published.runs}.values()
     used = [run.calibrator for run in runs if variant == (run.recipe or run.variant)]
-    used += [calibrator for name, calibrator in params.ablation.variants.items() if name == variant]
+    used += [row.calibrator for row in params.ablation.rows if row.variant == variant]
     return tuple(dict.fromkeys(used))
 
 

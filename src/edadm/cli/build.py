@@ -9,7 +9,7 @@ from edadm.cli.options import (
     FILE,
     FOLDER,
     PROTOCOL,
-    SEED,
+    REPEAT,
     compute_device,
     with_evaluation_params,
     with_params,
@@ -61,9 +61,10 @@ def checkpoint(params: Params, system: str, random: bool, out: Path) -> None:
 @click.argument("system")
 @click.argument("calibrator")
 @click.option("--checkpoint", "folder", type=FOLDER, required=True)
+@REPEAT
 @click.option("--out", type=FILE, required=True, help="A .safetensors file; a .json of the same name goes beside it.")
 @with_params
-def calibrate(params: Params, system: str, calibrator: str, folder: Path, out: Path) -> None:
+def calibrate(params: Params, system: str, calibrator: str, folder: Path, repeat: int, out: Path) -> None:
     """Draw the calibration set of a SYSTEM with a CALIBRATOR (tdac, uniform, normal)."""
     import torch
 
@@ -71,7 +72,7 @@ def calibrate(params: Params, system: str, calibrator: str, folder: Path, out: P
     from edadm.quantization import calibration
     from edadm.systems.system import WEIGHTS, load, load_unet
 
-    settings = params.system(system)
+    settings = params.system(system, repeat)
     device = compute_device(params)
     loaded, unet = load(folder), load_unet(folder).to(device)
     first, drawn = settings.calibration.seed, settings.sampling.seed
@@ -101,6 +102,7 @@ def calibrate(params: Params, system: str, calibrator: str, folder: Path, out: P
 @click.option("--checkpoint", "folder", type=FOLDER, required=True)
 @click.option("--calibration", "calibration_file", type=FILE, required=True)
 @click.option("--scratch", type=FOLDER, required=True, help="Finished units are kept here until the run is complete.")
+@REPEAT
 @click.option("--out", type=FOLDER, required=True)
 @with_reconstruction_params
 def reconstruct(
@@ -110,6 +112,7 @@ def reconstruct(
     folder: Path,
     calibration_file: Path,
     scratch: Path,
+    repeat: int,
     out: Path,
 ) -> None:
     """Quantize a SYSTEM's U-Net as VARIANT says; a killed run goes on at the unit where it died."""
@@ -117,7 +120,7 @@ def reconstruct(
     from edadm.systems.system import AUTOENCODER_WEIGHTS, WEIGHTS, load_autoencoder, load_unet
 
     params.system(system)
-    recipe = params.variant(variant)
+    recipe = params.variant(variant, repeat)
     weights = [path for path in (folder / WEIGHTS, folder / AUTOENCODER_WEIGHTS) if path.is_file()]
     limit = params.limits.cache_mib * 2**20
     unet, vae = load_unet(folder), load_autoencoder(folder)
@@ -196,7 +199,7 @@ def layer_errors(_: Params, folder: Path, quantized: Path, calibration_file: Pat
 @click.option("--engine", type=FOLDER, required=True)
 @click.option("--checkpoint", "folder", type=FOLDER, required=True, help="For all but its U-Net.")
 @click.option("--protocol", type=PROTOCOL, default="demo", show_default=True, help="How many images: see params.yaml.")
-@click.option("--seed", type=SEED, help="Seed of the first image, instead of sampling.seed of params.yaml.")
+@REPEAT
 @click.option("--scratch", type=FOLDER, required=True, help="Finished shards are kept here until all are there.")
 @click.option("--out", type=FOLDER, required=True)
 @click.option("--shard", help="I/N: make only shard I of N (from 0), and leave it in the scratch folder.")
@@ -207,7 +210,7 @@ def sample(
     engine: Path,
     folder: Path,
     protocol: str,
-    seed: int | None,
+    repeat: int,
     scratch: Path,
     out: Path,
     shard: str | None,
@@ -222,8 +225,7 @@ def sample(
     from edadm.quantization.autoencoder import FOLDER as VAE
     from edadm.systems.system import load
 
-    settings = params.system(system)
-    sampling_params = settings.sampling if seed is None else replace(settings.sampling, seed=seed)
+    settings = params.system(system, repeat)
     only = None
     if shard is not None:
         index, _, count = shard.partition("/")
@@ -241,9 +243,9 @@ def sample(
         lambda: engines.load(engine, rows, params.engine.body, threads),
         drawn,
         settings.sampler,
-        sampling_params,
+        settings.sampling,
         settings.sampling.images[protocol],
-        sampling.fingerprint(engine, folder, settings.sampler, sampling_params, computed),
+        sampling.fingerprint(engine, folder, settings.sampler, settings.sampling, computed),
         scratch,
         out,
         only,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from edadm.cli.options import DEVICE, FILE, FOLDER, PROTOCOL, SEED, with_evaluation_params, with_params
+from edadm.cli.options import DEVICE, FILE, FOLDER, PROTOCOL, REPEAT, with_evaluation_params, with_params
 from edadm.errors import InputError
 from edadm.files import write_json
 from edadm.params import Params
@@ -48,7 +48,7 @@ def reference(params: Params, system: str, out: Path) -> None:
 @click.option("--reference", "reference_file", type=FILE, required=True)
 @click.option("--checkpoint", "folder", type=FOLDER, help="Of a text-conditional system: has CLIP's tokenizer.")
 @click.option("--protocol", type=PROTOCOL, default="demo", show_default=True)
-@click.option("--seed", type=SEED, help="Seed of the first image, instead of sampling.seed of params.yaml.")
+@REPEAT
 @click.option("--out", type=FILE, required=True)
 @with_evaluation_params
 def metrics(
@@ -60,7 +60,7 @@ def metrics(
     reference_file: Path,
     folder: Path | None,
     protocol: str,
-    seed: int | None,
+    repeat: int,
     out: Path,
 ) -> None:
     """Measure the quality of a VARIANT's samples: FID, sFID, IS, KID, precision and recall, distance to fp32.
@@ -71,7 +71,7 @@ def metrics(
     from edadm.params import ImagesParams
     from edadm.systems import download
 
-    settings = params.system(system)
+    settings = params.system(system, repeat)
     published = isinstance(settings.reference, ImagesParams)
     tools = params.published.tools
     scorer = None
@@ -79,7 +79,7 @@ def metrics(
         from edadm.evaluation.clip_score import ClipScore
 
         scorer = ClipScore(download.fetch(tools["clip"]), folder / "tokenizer")
-    start = settings.sampling.seed if seed is None else seed
+    start = settings.sampling.seed
     measured = measure(
         samples,
         fp32,
@@ -131,7 +131,7 @@ def tables(params: Params, results: Path, protocol: str, published: bool, out: P
 @click.option("--out", type=FILE, required=True)
 @with_params
 def ablation(params: Params, results: Path, out: Path) -> None:
-    """Gather the comparison of recipes into a CSV table: means over the sampling seeds."""
+    """Gather the comparison of recipes into a CSV table: means over the repetitions."""
     from edadm.report import ablation as writer
 
     writer.write(params, results, out)

@@ -14,6 +14,13 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 DEVICE = click.Choice(["cpu", "cuda"])
 PROTOCOL = click.Choice(["demo", "full"])
 SEED = click.IntRange(0)
+REPEAT = click.option(
+    "--repeat",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="A repetition with seeds of its own; 0 has those of params.yaml.",
+)
 
 
 def compute_device(params: parameters.Params) -> str:

@@ -7,7 +7,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin
 
 from omegaconf import OmegaConf
-from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from edadm.errors import InputError
 from edadm.params.checks import disagreements
@@ -16,6 +16,7 @@ from edadm.params.reading import read
 from edadm.params.schema import (
     CALIBRATORS,
     AblationParams,
+    AblationRow,
     CalibrationParams,
     CheckpointParams,
     EngineParams,
@@ -41,6 +42,7 @@ from edadm.params.schema import (
 __all__ = [
     "CALIBRATORS",
     "AblationParams",
+    "AblationRow",
     "CalibrationParams",
     "CheckpointParams",
     "EngineParams",
@@ -67,7 +69,7 @@ __all__ = [
 
 
 def _wrong_shapes(kind: Any, content: Any, path: str) -> Iterator[str]:
-    """Each place where the content is a mapping or a list and the schema has none, or the other way round.
+    """Each place with an unknown key, or where only one of the content and the schema has a mapping or a list.
 
     OmegaConf does not say where, and takes a mapping for an element of a list of numbers.
     """
@@ -89,6 +91,8 @@ def _wrong_shapes(kind: Any, content: Any, path: str) -> Iterator[str]:
         keys = f" with the keys {', '.join(inner)}" if inner else ""
         yield f"{path or 'the file'}: {content!r} is not allowed; allowed: a mapping{keys}"
         return
+    for name in content.keys() - inner.keys():
+        yield f"{path}.{name}: unknown key; known here: {', '.join(inner)}".lstrip(".")
     for name in inner.keys() & content.keys():
         yield from _wrong_shapes(inner[name], content[name], f"{path}.{name}".lstrip("."))
 
@@ -99,8 +103,6 @@ def _explain(error: OmegaConfBaseException) -> str:
     known = {entry.name: entry for entry in fields(owner)} if is_dataclass(owner) else {}
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key}: is missing"
-    if isinstance(error, ConfigKeyError) and known:
-        return f"{error.full_key}: unknown key; known here: {', '.join(known)}"
     reason = str(error.msg).splitlines()[0]
     if error.key in known:
         entry = known[error.key]
@@ -114,6 +116,9 @@ def _bad_values(settings: Any, path: str) -> Iterator[str]:
     if isinstance(settings, dict):
         for key, value in settings.items():
             yield from _bad_values(value, f"{path}.{key}")
+    if isinstance(settings, tuple):
+        for place, value in enumerate(settings):
+            yield from _bad_values(value, f"{path}[{place}]")
     if not is_dataclass(settings):
         return
     for entry in fields(settings):

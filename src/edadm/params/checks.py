@@ -103,32 +103,19 @@ def _run_disagreements(
 
 def _ablation_disagreements(params: Params) -> Iterator[str]:
     """Where the ablation does not fit the rest of the file."""
-    ablation, runs = (
-        params.ablation,
-        {run.variant for run in params.runs.values() if run.system == params.ablation.system},
-    )
+    ablation = params.ablation
     if ablation.system not in params.pipeline.systems:
         yield f"ablation.system: unknown system {ablation.system!r}; allowed: {', '.join(params.pipeline.systems)}"
-        return
-    images = params.systems[ablation.system].sampling.images.get("full", 1)
-    for one, other in pairwise(sorted(ablation.seeds)):
-        if other - one < images:
-            yield f"ablation.seeds: {one} and {other} share images; allowed: at least {images} apart (images.full)"
-    twice = set(ablation.calibrators) & set(params.pipeline.calibrators)
-    if twice:
-        yield f"ablation.calibrators: {min(twice)} is in pipeline.calibrators too; allowed: those that are not"
-    for name, calibrator in ablation.variants.items():
-        known = (*params.pipeline.calibrators, *ablation.calibrators)
-        if name not in params.variants:
-            yield f"ablation.variants: unknown variant {name!r}; allowed: {', '.join(params.variants)}"
-        elif name in runs:
-            yield f"ablation.variants.{name}: is among the runs too, which quantize it; allowed: in one of the two"
-        elif calibrator not in known:
-            yield f"ablation.variants.{name}: {calibrator!r} is not allowed; allowed: {', '.join(known)}"
-        elif name not in ablation.rows:
-            yield f"ablation.variants.{name}: is not in ablation.rows; add it there"
-    for name in ablation.rows:
-        if name not in {*runs, *ablation.variants}:
-            yield f"ablation.rows: {name!r} is neither a run of {ablation.system} nor in ablation.variants"
-    if "fp32" not in ablation.rows:
+    for index, row in enumerate(ablation.rows):
+        place = f"ablation.rows[{index}]"
+        if row.variant not in params.variants:
+            yield f"{place}.variant: unknown variant {row.variant!r}; allowed: {', '.join(params.variants)}"
+        elif row.calibrator not in ablation.calibrators:
+            allowed = f"{', '.join(ablation.calibrators)} (ablation.calibrators)"
+            yield f"{place}.calibrator: {row.calibrator!r} is not allowed; allowed: {allowed}"
+    variants = [row.variant for row in ablation.rows]
+    for one, other in pairwise(sorted(variants)):
+        if one == other:
+            yield f"ablation.rows: {one} is there twice; allowed: once"
+    if "fp32" not in variants:
         yield "ablation.rows: fp32 is missing; the others are measured against it"

@@ -62,13 +62,15 @@ def _rows(kind: type, above: str, key: str, seen: dict[type, str]) -> Iterator[s
 
 
 def _settings(kind: Any, name: str) -> tuple[type | None, str]:
-    """The dataclass that a field holds, if any, with the field's name; of a mapping by names ``name.NAME``."""
+    """The dataclass that a field holds, if any, with its name: of a mapping ``name.NAME``, of a list ``name[N]``."""
     choices = get_args(kind) if isinstance(kind, UnionType) else (kind,)
     for choice in choices:
         if is_dataclass(choice):
             return choice, name
         if get_origin(choice) is dict and is_dataclass(get_args(choice)[1]):
             return get_args(choice)[1], f"{name}.NAME"
+        if get_origin(choice) is list and is_dataclass(get_args(choice)[0]):
+            return get_args(choice)[0], f"{name}[N]"
     return None, name
 
 

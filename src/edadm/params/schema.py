@@ -252,19 +252,28 @@ class Recipe(Settings):
 
 
 @dataclass
+class AblationRow(Settings):
+    """A variant in the comparison of recipes."""
+
+    variant: str = omegaconf.MISSING
+    """Its entry in `variants`."""
+    calibrator: str = one_of(*CALIBRATORS)
+    """What makes its calibration set."""
+
+
+@dataclass
 class AblationParams(Settings):
-    """The comparison of recipes on one system."""
+    """The comparison of recipes on one system: each is calibrated, quantized and sampled several times."""
 
     system: str = omegaconf.MISSING
     """The system on which recipes are compared."""
-    seeds: list[int] = at_least(0)
-    """Seeds of the first image of each sampling, at least as far apart as `sampling.images.full`."""
+    repeats: list[int] = at_least(0)
+    """The repetitions. Each has seeds of its own for the calibration set, the reconstruction and the images; those of 0
+    are the seeds that stand elsewhere in this file."""
     calibrators: list[str] = some_of(*CALIBRATORS)
-    """Calibrators that are needed besides `pipeline.calibrators`."""
-    variants: dict[str, str] = omegaconf.MISSING
-    """The variants that are quantized for it, with their calibrators: those that are not among the runs."""
-    rows: list[str] = omegaconf.MISSING
-    """The variants in the table, in its order; `fp32` must be among them."""
+    """The calibrators of the rows."""
+    rows: list[AblationRow] = omegaconf.MISSING
+    """The table, in its order; `fp32` must be among the variants."""
 
 
 @dataclass
@@ -347,13 +356,24 @@ class Params(Settings):
     device: str = one_of("cpu", "cuda", default="cpu")
     """Where calibration, reconstruction and `edadm train` compute; results differ by round-off."""
 
-    def system(self, name: str) -> SystemParams | PublishedSystemParams:
-        """The system of that name, published ones included; InputError when there is none."""
-        return _named({**self.systems, **self.published.systems}, "system", name)
+    def system(self, name: str, repeat: int = 0) -> SystemParams | PublishedSystemParams:
+        """The system of that name, published ones included; InputError when there is none.
 
-    def variant(self, name: str) -> Recipe:
-        """The recipe of the variant of that name; InputError when there is none."""
-        return _named(self.variants, "variant", name)
+        Each ``repeat`` above 0 has calibration trajectories and images that no other one has.
+        """
+        found = _named({**self.systems, **self.published.systems}, "system", name)
+        calibration, sampling = found.calibration, found.sampling
+        return dataclasses.replace(
+            found,
+            calibration=dataclasses.replace(calibration, seed=calibration.seed + repeat * calibration.samples),
+            sampling=dataclasses.replace(sampling, seed=sampling.seed + repeat * sampling.images["full"]),
+        )
+
+    def variant(self, name: str, repeat: int = 0) -> Recipe:
+        """The recipe of the variant of that name, its seed ``repeat`` further on; InputError when there is none."""
+        found = _named(self.variants, "variant", name)
+        learned = found.reconstruction
+        return dataclasses.replace(found, reconstruction=dataclasses.replace(learned, seed=learned.seed + repeat))
 
     def recipe(self, run: Run) -> Recipe:
         """The recipe of a run."""

@@ -1,4 +1,4 @@
-"""The comparison of recipes: means over the sampling seeds, one row a recipe."""
+"""The comparison of recipes: means over its repetitions, one row a recipe."""
 
 from pathlib import Path
 from statistics import mean, stdev
@@ -7,11 +7,11 @@ from edadm.files import as_csv, atomic_write, read_json
 from edadm.params import Params
 from edadm.report.tables import pick, ratio
 
-MEASURES = ("fid", "is_mean", "psnr_fp32")  # each becomes a mean over the seeds and a standard deviation
+MEASURES = ("fid", "is_mean", "psnr_fp32")  # each becomes a mean over the repetitions and a standard deviation
 COLUMNS = (
     "variant",
     "calibrator",
-    "seeds",
+    "repeats",
     "n",
     "fid",
     "fid_sd",
@@ -26,18 +26,21 @@ COLUMNS = (
 def rows(params: Params, results: Path) -> list[dict]:
     """A row per recipe of ``ablation.rows``, with the columns ``COLUMNS``; InputError when a measurement is missing.
 
-    ``n`` is the images of each seed, ``fid_ratio`` the mean FID over that of fp32. Deviations are those of a sample of
-    seeds, None for a single seed; the PSNR of fp32 to itself is None.
+    ``n`` is the images of each repetition, ``fid_ratio`` the mean FID over that of fp32. Deviations are those of a
+    sample of repetitions, None for a single one; the PSNR of fp32 to itself is None.
     """
     settings = params.ablation
-    calibrators = {run.variant: run.calibrator for run in params.runs.values() if run.system == settings.system}
-    calibrators |= settings.variants
     found = []
-    for variant in settings.rows:
-        folder = results / settings.system / variant / "metrics-ablation"
-        paths = [folder / f"{seed}.json" for seed in settings.seeds]
+    for recipe in settings.rows:
+        folder = results / settings.system / "ablation" / recipe.variant
+        paths = [folder / f"metrics-{repeat}.json" for repeat in settings.repeats]
         measured = [pick(read_json(path), ("n", *MEASURES), path) for path in paths]
-        row = {"variant": variant, "calibrator": calibrators[variant], "seeds": len(paths), "n": measured[0]["n"]}
+        row = {
+            "variant": recipe.variant,
+            "calibrator": recipe.calibrator,
+            "repeats": len(paths),
+            "n": measured[0]["n"],
+        }
         for name in MEASURES:
             values = [each[name] for each in measured]
             known = None not in values
