@@ -131,10 +131,10 @@ def tables(params: Params, results: Path, protocol: str, published: bool, out: P
 @click.option("--out", type=FILE, required=True)
 @with_params
 def ablation(params: Params, results: Path, out: Path) -> None:
-    """Gather the comparison of recipes into a CSV table: means over the repetitions."""
+    """Gather the comparison of recipes into a CSV table, and print it: means over the repetitions."""
     from edadm.report import ablation as writer
 
-    writer.write(params, results, out)
+    click.echo(writer.write(params, results, out))
 
 
 @click.command()
