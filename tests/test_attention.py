@@ -120,7 +120,7 @@ def test_the_cpu_engine_computes_the_products_in_int8(tmp_path: Path) -> None:
     cpu.deploy(tmp_path / "quantized", tmp_path / "engine")
     engine = cpu.load(tmp_path / "engine", 16, threads=1)
     products = {f"{name}.{operand}" for name in scales for operand in ("q", "softmax")}
-    assert products <= cpu.int8_names(engine.compiled) or not cpu.is_x86()
+    assert products <= set().union(*map(cpu.int8_names, engine.compiled)) or not cpu.is_x86()
     x, t = tiny.inputs(16)
     with torch.no_grad():
         expected = reference.load(tmp_path / "quantized")(x, t)

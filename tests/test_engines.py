@@ -226,7 +226,7 @@ def test_images_do_not_depend_on_their_neighbours(folders):
 def test_bf16_body_keeps_integer_layers(folders):
     x, t = tiny.inputs(4)
     engine = cpu.load(folders / "w8a8-cpu", 4, body="bf16", threads=1)
-    integer, total = cpu.int8_layers(engine.compiled)
+    integer, total = cpu.int8_layers(*engine.compiled)
     assert integer == total > 0 or not processor.is_x86()
     with torch.no_grad():
         assert relative_error(engine(x, t), reference.load(folders / "w8a8")(x, t)) < 0.2
@@ -235,7 +235,7 @@ def test_bf16_body_keeps_integer_layers(folders):
 def test_full_precision_engine(folders):
     x, t = tiny.inputs(5)
     engine = engines.load(folders / "fp32-cpu", 2, threads=1)
-    assert cpu.int8_layers(engine.compiled)[0] == 0
+    assert cpu.int8_layers(*engine.compiled)[0] == 0
     with torch.no_grad():
         assert relative_error(engine(x, t), tiny.unet()(x, t).sample) < 1e-5
 

@@ -230,7 +230,7 @@ UNUSED = {
         "quantization/baselines.py",
         "quantization/tdac.py",
     },
-    "deployment": {"engines/__init__.py"},
+    "deployment": {"engines/__init__.py", "engines/conditioning.py"},
     "samples": {"engines/reference.py", "quantization/quantizer.py"},
     "verification": {
         "engines/__init__.py",
@@ -241,6 +241,7 @@ UNUSED = {
     "layer-errors": {
         "engines/__init__.py",
         "engines/batches.py",
+        "engines/conditioning.py",
         "engines/cpu.py",
         "engines/graph.py",
         "engines/processor.py",

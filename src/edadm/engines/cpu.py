@@ -11,11 +11,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openvino as ov
 import torch
 from torch import Tensor
 
 from edadm.engines.batches import in_batches
+from edadm.engines.conditioning import Part, take_apart
 from edadm.engines.graph import build_graph, executed, pack_weights, unpack_weights
 from edadm.engines.processor import has_int8_dot, is_x86
 from edadm.errors import InputError
@@ -33,12 +35,19 @@ SAFE_WEIGHT = 63  # 2 * 255 * 63 < 2**15: two products fit into 16 bits
 
 
 class CpuEngine:
-    """A compiled network of one batch size: ``engine(x, t) -> output``, or of (x, t, context, …), all tensors."""
+    """A compiled network of one batch size: ``engine(x, t) -> output``, or of (x, t, context, …), all tensors.
 
-    def __init__(self, compiled: ov.CompiledModel, batch: int) -> None:
+    ``names`` are those of its inputs in order; ``models`` and ``compiled`` what depends on x, then the other parts.
+    """
+
+    def __init__(self, names: list[str], models: list[ov.Model], compiled: list[ov.CompiledModel], batch: int) -> None:
         self.compiled = compiled
         self.batch = batch
-        self._request = compiled.create_infer_request()
+        self._names = names
+        self._read = [port.any_name for port in models[0].inputs]
+        self._request = compiled[0].create_infer_request()
+        self._parts = list(map(Part, models[1:], compiled[1:]))
+        self._there: dict[str, np.ndarray] = {}  # of the parts' results, those that the request has
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """Run x float32 (n, c, h, w), t int64 (n,) and the network's further inputs (n, ...), if any, for any n.
@@ -48,8 +57,23 @@ class CpuEngine:
         return in_batches(self._run, self.batch, inputs)
 
     def _run(self, *inputs: Tensor) -> Tensor:
-        result = self._request.infer([value.contiguous().numpy() for value in inputs])
-        return torch.from_numpy(result[0].copy())  # the request's own memory is used again
+        given = {name: value.contiguous().numpy() for name, value in zip(self._names, inputs, strict=True)}
+        kept = {name: value for part in self._parts for name, value in part(given).items()}
+        for place, name in enumerate(self._read):
+            if name in given:
+                self._put(place, given[name])
+            elif self._there.get(name) is not kept[name]:
+                self._put(place, kept[name])
+        self._there = kept
+        self._request.infer()
+        return torch.from_numpy(self._request.get_output_tensor(0).data.copy())  # which is written to again
+
+    def _put(self, place: int, value: np.ndarray) -> None:
+        tensor = self._request.get_input_tensor(place)
+        if tuple(tensor.shape) == value.shape:  # another tensor would cost more than a copy
+            tensor.data[...] = value
+        else:
+            self._request.set_input_tensor(place, ov.Tensor(value))
 
 
 def deploy(quantized: Path, out: Path) -> None:
@@ -177,15 +201,17 @@ def _for_batch(
         reason = f"this processor has neither VNNI nor AMX, where weights beyond {SAFE_WEIGHT} give wrong sums"
         raise InputError(f"{reason}; use weights of at most 7 bits in every layer")
     graph.reshape({name: [batch, *shape[1:]] for name, shape in description["inputs"].items()})
-    compiled = compile_graph(ov.Core(), graph, body, threads, cache_dir)
+    models = take_apart(graph)
+    core = ov.Core()
+    compiled = [compile_graph(core, model, body, threads, cache_dir) for model in models]
     expected = {*description["layers"], *description["products"]}
-    missing = sorted(expected - int8_names(compiled))
+    missing = sorted(expected.difference(*map(int8_names, compiled)))
     if missing:
         reason = f"{len(missing)} of {len(expected)} layers would not run in int8, first {missing[0]}"
         if is_x86():
             raise InputError(reason)
         log.warning("%s: OpenVINO has no int8 kernel for them on this processor, and computes in float", reason)
-    return CpuEngine(compiled, batch)
+    return CpuEngine(list(description["inputs"]), models, compiled, batch)
 
 
 def compile_graph(
@@ -203,9 +229,9 @@ def compile_graph(
     return core.compile_model(graph, "CPU", settings)
 
 
-def int8_layers(compiled: ov.CompiledModel) -> tuple[int, int]:
-    """How many convolutions and linears the compiled graph runs in int8, and how many it has."""
-    found = [integer for integer, _ in _nodes(compiled, ("Convolution", "FullyConnected"))]
+def int8_layers(*compiled: ov.CompiledModel) -> tuple[int, int]:
+    """How many convolutions and linears the compiled graphs run in int8, and how many they have."""
+    found = [integer for each in compiled for integer, _ in _nodes(each, ("Convolution", "FullyConnected"))]
     return sum(found), len(found)
 
 

@@ -108,7 +108,7 @@ def verify(quantized: Path, engine: Path, x: Tensor, *rest: Tensor, threads: int
     integers = layer_inputs(loaded, *(value[:4] for value in (x, *rest)))
     errors = layer_errors(loaded.layers, integers)
     compiled = cpu.load(engine, min(len(x), BATCH), threads=threads)
-    in_int8, total = cpu.int8_layers(compiled.compiled)
+    in_int8, total = cpu.int8_layers(*compiled.compiled)
     simulation, precise = (
         reference.as_function(checkpoint.build_unet(loaded, partial(Simulation, dtype=dtype)))
         for dtype in (torch.float32, torch.float64)

@@ -1,0 +1,94 @@
+"""What does not depend on the image is computed once for each timestep and condition, and is never an old one's."""
+
+from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import Mock
+
+import openvino as ov
+import pytest
+import tiny
+import torch
+from torch import Tensor
+
+from edadm.engines import conditioning, cpu
+from edadm.engines.graph import unpack_weights
+from edadm.files import read_json
+from edadm.quantization import attention, checkpoint
+from edadm.quantization.attention import Scales
+
+BATCH, TOKENS = 2, 3
+SCALES: Scales = {"q": 2**-6, "k": 2**-6, "softmax": 2**-8, "v": 2**-6}
+
+
+@pytest.fixture(scope="module", params=[32, 8])
+def folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """An engine of the tiny network with cross-attention, with float and with integer products of its operands."""
+    root = tmp_path_factory.mktemp("engine")
+    model, layers, floats = tiny.quantized(tiny.conditional_unet())
+    scales = dict.fromkeys(attention.attentions(model) if request.param == 8 else (), SCALES)
+    checkpoint.save(root / "quantized", checkpoint.unet_config(model), layers, floats, {}, scales)
+    cpu.deploy(root / "quantized", root / "engine")
+    return root / "engine"
+
+
+def undivided(folder: Path) -> Callable[..., Tensor]:
+    """The engine's graph compiled as a whole."""
+    graph = ov.Core().read_model(folder / "model.xml")
+    unpack_weights(graph)
+    inputs = read_json(folder / "engine.json")["inputs"]
+    graph.reshape({name: [BATCH, *shape[1:]] for name, shape in inputs.items()})
+    compiled = cpu.compile_graph(ov.Core(), graph, "f32", threads=1)
+    return lambda *inputs: torch.from_numpy(compiled([value.numpy() for value in inputs])[0])
+
+
+def given() -> tuple[Tensor, Tensor, Tensor]:
+    return *tiny.inputs(BATCH, channels=4), tiny.context(BATCH, TOKENS)
+
+
+def test_outputs_are_those_of_the_whole_graph(folder: Path) -> None:
+    engine, whole = cpu.load(folder, BATCH, threads=1), undivided(folder)
+    x, t, context = given()
+    before = whole(x, t, context)
+    assert torch.equal(engine(x, t, context), before)
+    for value in (x, t, context):  # each changed where it is
+        value.copy_(value.flip(-1) + 1)
+        after = whole(x, t, context)
+        assert torch.equal(engine(x, t, context), after) and not torch.equal(after, before)
+        before = after
+    longer = tiny.context(BATCH, TOKENS + 2)
+    assert torch.equal(engine(x, t, longer), whole(x, t, longer))
+    assert torch.equal(engine(x, t, context), before)
+
+
+def test_each_part_has_the_layers_that_depend_on_nothing_else(folder: Path) -> None:
+    engine = cpu.load(folder, BATCH, threads=1)
+    image, *parts = map(cpu.int8_names, engine.compiled)
+    times, words = ({name for name in names if "." in name} for names in parts)
+    assert {"time_embedding.linear_1", "down_blocks.0.resnets.0.time_emb_proj"} <= times
+    assert {name.rpartition(".")[2] for name in words} == {"to_k", "to_v"}
+    assert all(".attn2." in name for name in words)
+    assert not image & (times | words)
+
+
+def test_parts_are_computed_once_for_each_value(folder: Path) -> None:
+    engine = cpu.load(folder, BATCH, threads=1)
+    x, t, context = given()
+    counts = []
+    for part in engine._parts:
+        part._request = Mock(wraps=part._request)
+    for step in (900, 500, 100):
+        for images in (x, x + 1):
+            engine(images, torch.full_like(t, step), context)
+    engine(x, torch.full_like(t, 500), context.flip(0))
+    counts = [part._request.infer.call_count for part in engine._parts]
+    assert counts == [3, 2]
+
+
+def test_results_that_are_kept_have_a_limit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conditioning, "KEPT", 0)
+    engine = cpu.load(folder, BATCH, threads=1)
+    x, t, context = given()
+    first = engine(x, t, context)
+    assert not torch.equal(engine(x, t + 1, context), first)
+    assert torch.equal(engine(x, t, context), first)
+    assert [len(part._kept) for part in engine._parts] == [1, 1]
