@@ -31,6 +31,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
     return root / "engine"
 
 
+@pytest.fixture(scope="module")
+def compiled(folder: Path) -> cpu.CpuEngine:
+    return cpu.load(folder, BATCH, threads=1)
+
+
+@pytest.fixture
+def engine(compiled: cpu.CpuEngine) -> cpu.CpuEngine:
+    """One that has computed nothing yet."""
+    for part in compiled._parts:
+        part._kept.clear()
+    return compiled
+
+
 def undivided(folder: Path) -> Callable[..., Tensor]:
     """The engine's graph compiled as a whole."""
     graph = ov.Core().read_model(folder / "model.xml")
@@ -45,8 +58,8 @@ def given() -> tuple[Tensor, Tensor, Tensor]:
     return *tiny.inputs(BATCH, channels=4), tiny.context(BATCH, TOKENS)
 
 
-def test_outputs_are_those_of_the_whole_graph(folder: Path) -> None:
-    engine, whole = cpu.load(folder, BATCH, threads=1), undivided(folder)
+def test_outputs_are_those_of_the_whole_graph(folder: Path, engine: cpu.CpuEngine) -> None:
+    whole = undivided(folder)
     x, t, context = given()
     before = whole(x, t, context)
     assert torch.equal(engine(x, t, context), before)
@@ -60,8 +73,7 @@ def test_outputs_are_those_of_the_whole_graph(folder: Path) -> None:
     assert torch.equal(engine(x, t, context), before)
 
 
-def test_each_part_has_the_layers_that_depend_on_nothing_else(folder: Path) -> None:
-    engine = cpu.load(folder, BATCH, threads=1)
+def test_each_part_has_the_layers_that_depend_on_nothing_else(engine: cpu.CpuEngine) -> None:
     image, *parts = map(cpu.int8_names, engine.compiled)
     times, words = ({name for name in names if "." in name} for names in parts)
     assert {"time_embedding.linear_1", "down_blocks.0.resnets.0.time_emb_proj"} <= times
@@ -70,12 +82,10 @@ def test_each_part_has_the_layers_that_depend_on_nothing_else(folder: Path) -> N
     assert not image & (times | words)
 
 
-def test_parts_are_computed_once_for_each_value(folder: Path) -> None:
-    engine = cpu.load(folder, BATCH, threads=1)
+def test_parts_are_computed_once_for_each_value(engine: cpu.CpuEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     x, t, context = given()
-    counts = []
     for part in engine._parts:
-        part._request = Mock(wraps=part._request)
+        monkeypatch.setattr(part, "_request", Mock(wraps=part._request))
     for step in (900, 500, 100):
         for images in (x, x + 1):
             engine(images, torch.full_like(t, step), context)
@@ -84,9 +94,8 @@ def test_parts_are_computed_once_for_each_value(folder: Path) -> None:
     assert counts == [3, 2]
 
 
-def test_results_that_are_kept_have_a_limit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_that_are_kept_have_a_limit(engine: cpu.CpuEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conditioning, "KEPT", 0)
-    engine = cpu.load(folder, BATCH, threads=1)
     x, t, context = given()
     first = engine(x, t, context)
     assert not torch.equal(engine(x, t + 1, context), first)
