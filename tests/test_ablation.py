@@ -34,7 +34,9 @@ def results(params: parameters.Params, tmp_path: Path) -> Path:
 
 
 def test_rows_are_means_over_the_repetitions(params: parameters.Params, results: Path) -> None:
-    ablation.write(params, results, results / "ablation.csv")
+    summary = ablation.write(params, results, results / "ablation.csv")
+    assert "| `w8a8` | tdac | 14.00 ± 5.29 | 2.000 ± 0.000 | 4.50 ± 0.50 | 32.0 ± 2.6 |" in summary
+    assert "| `fp32` | tdac | 7.00 ± 2.65 | 1.000 ± 0.000 | 4.50 ± 0.50 | – |" in summary
     table = list(csv.DictReader((results / "ablation.csv").open()))
     assert [row["variant"] for row in table] == [row.variant for row in params.ablation.rows]
     fp32, first = table[0], table[1]
@@ -44,6 +46,12 @@ def test_rows_are_means_over_the_repetitions(params: parameters.Params, results:
     assert (first["fid_ratio"], first["is_mean"], first["psnr_fp32"]) == ("2", "4.5", "32")
     assert (first["repeats"], first["n"]) == ("3", "10000")
     assert {row["variant"]: row["calibrator"] for row in table}["w4a8-ptq4dm"] == "normal"
+
+
+def test_the_documented_table_is_that_of_the_committed_measurements(params: parameters.Params, tmp_path: Path) -> None:
+    summary = ablation.write(params, ROOT / "results", tmp_path / "ablation.csv")
+    assert summary in (ROOT / "docs" / "concepts.md").read_text()
+    assert (tmp_path / "ablation.csv").read_bytes() == (ROOT / "results" / "tables" / "ablation.csv").read_bytes()
 
 
 def test_a_missing_measurement_is_one_line(params: parameters.Params, results: Path) -> None:
