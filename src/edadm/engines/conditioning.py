@@ -88,8 +88,6 @@ def _dependences(graph: ov.Model) -> dict[str, frozenset[str]]:
             shape = op.constant(np.array(list(node.get_input_shape(0)), node.get_element_type().to_dtype()))
             for target in node.output(0).get_target_inputs():
                 target.replace_source_output(shape.output(0))
-            found[shape.get_name()] = frozenset()
-            graph.validate_nodes_and_infer_types()
     for node in graph.get_ordered_ops():
         above = [found[value.get_node().get_name()] for value in node.input_values()]
         own = {node.get_name()} if node.get_type_name() == "Parameter" else set()
