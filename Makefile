@@ -4,6 +4,7 @@ PYTHON ?= python3.11
 CORES ?= 2
 FASHION_MNIST := /usr/share/datasets/fashion-mnist
 BIN := .venv/bin
+MAKEFLAGS += --jobs=2 # pip and apt-get beside each other
 # one shell line: what every command needs to find the tools of the environment
 ACTIVATE := export PATH="$(CURDIR)/$(BIN):$$PATH";
 

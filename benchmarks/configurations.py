@@ -8,6 +8,7 @@ imported when they are used.
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from time import perf_counter
 
@@ -23,6 +24,7 @@ from torch._inductor import config as inductor
 from edadm.engines import cpu, onnx
 from edadm.engines.graph import layer_nodes, unpack_weights
 from edadm.engines.reference import Network
+from edadm.evaluation.latency import openvino_alone
 from edadm.quantization.integer_layer import IntegerLayer
 from edadm.systems.system import load_unet
 
@@ -56,9 +58,21 @@ def pytorch(
 
 
 def engine(folder: Path, batch: int, threads: int, variant: str, body: str) -> Call:
-    """An engine of ours; that of full precision is OpenVINO as it is, but for the group normalization it is given."""
+    """An engine of ours; every call has the same timestep, as the batches of a sampling run have in turn."""
     loaded = cpu.load(folder / variant / "engine", batch, body, threads)
     return partial(loaded, *inputs(folder, batch))
+
+
+def new_timesteps(folder: Path, batch: int, threads: int, variant: str) -> Call:
+    """An engine of ours, every call at another timestep, as in a run of one batch."""
+    loaded, (x, t, *rest) = cpu.load(folder / variant / "engine", batch, "f32", threads), inputs(folder, batch)
+    steps = count()
+    return lambda: loaded(x, torch.full_like(t, next(steps)), *rest)
+
+
+def openvino(folder: Path, batch: int, threads: int, body: str) -> Call:
+    """The float U-Net in OpenVINO, with the group normalization that our graphs have."""
+    return partial(openvino_alone(folder / "fp32" / "engine", batch, body, threads), *inputs(folder, batch))
 
 
 def nncf(folder: Path, batch: int, threads: int) -> Call:
@@ -119,9 +133,11 @@ CONFIGURATIONS: dict[str, Load] = {
     "pytorch-fp32-compile": partial(pytorch, channels_last=True, compiled=True),
     "pytorch-fp32-channels-last": partial(pytorch, channels_last=True),
     "pytorch-fp32-eager": pytorch,
-    "openvino-fp32": partial(engine, variant="fp32", body="f32"),
-    "openvino-bf16": partial(engine, variant="fp32", body="bf16"),
+    "openvino-fp32": partial(openvino, body="f32"),
+    "openvino-bf16": partial(openvino, body="bf16"),
+    "edadm-fp32-bf16": partial(engine, variant="fp32", body="bf16"),
     "edadm-w8a8": partial(engine, variant="w8a8", body="f32"),
+    "edadm-w8a8-new-timestep": partial(new_timesteps, variant="w8a8"),
     "edadm-w8a8-bf16": partial(engine, variant="w8a8", body="bf16"),
     "edadm-w4a8": partial(engine, variant="w4a8", body="f32"),
     "edadm-w4a8-bf16": partial(engine, variant="w4a8", body="bf16"),

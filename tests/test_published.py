@@ -60,8 +60,9 @@ def through_the_stages(kind: str, variant: str, of_system: Path) -> tuple[Path, 
     quantized, engine, drawn = (str(folder / name) for name in ("quantized", "engine-cpu", "samples"))
     assert call("reconstruct", kind, recipe(kind, variant), *shared, *calibration, "--out", quantized) == 0
     assert call("deploy", "--quantized", quantized, "--out", engine) == 0
-    checked = ("--images", "2", "--out", str(folder / "verification.json"))
-    assert call("verify", "--quantized", quantized, "--engine", engine, *calibration, *checked) == 0
+    if variant != "fp32":
+        checked = ("--images", "2", "--out", str(folder / "verification.json"))
+        assert call("verify", "--quantized", quantized, "--engine", engine, *calibration, *checked) == 0
     assert call("sample", kind, "--engine", engine, "--protocol", "full", *shared, "--out", drawn) == 0
     compared = ("--fp32", str(of_system / "fp32" / "samples"), "--reference", str(of_system / "reference.npz"))
     told = (*shared[:2], "--protocol", "full", "--out", str(folder / "metrics.json"))
@@ -103,8 +104,9 @@ def test_from_a_url_to_tables(project: Path, kind: str) -> None:
         assert measured["extractor_sha256"] == params.load("params.yaml").published.tools["inception"].sha256
         assert ("clip_score" in measured) == (kind == "coco-sd14")
 
-    timed = ("--checkpoint", str(of_system / "checkpoint"), "--results", str(results))
-    assert call("latency", kind, *timed, "--out", str(of_system / "latency-cpu.json")) == 0
+    if kind in ("cifar10-ddim", "coco-sd14"):  # a network with and one without a context
+        timed = ("--checkpoint", str(of_system / "checkpoint"), "--results", str(results))
+        assert call("latency", kind, *timed, "--out", str(of_system / "latency-cpu.json")) == 0
     gathered = ("--published", "--results", str(results), "--out")
     assert call("tables", *gathered, str(results / "tables")) == 0
     with (results / "tables" / "quality.csv").open(newline="") as file:

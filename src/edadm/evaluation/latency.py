@@ -17,6 +17,7 @@ import openvino as ov
 import torch
 
 from edadm import engines
+from edadm.engines.cpu import CpuEngine, compile_graph
 from edadm.engines.reference import Network
 from edadm.errors import InputError
 from edadm.files import read_json
@@ -57,7 +58,8 @@ def measure(
 
     ``checkpoint_dir`` is the system's full-precision checkpoint in diffusers layout (``pytorch-fp32-eager``).
     ``engine_dirs`` maps variants to their engine folders, and "fp32" must be one: it gives ``openvino-fp32`` and
-    ``openvino-bf16``; every other variant gives ``edadm-<variant>`` with the body of ``engine``. Progress is logged.
+    ``openvino-bf16``; every other variant gives ``edadm-<variant>`` with the body of ``engine``. All calls of a
+    configuration have the same timestep, as the batches of a sampling run have in turn. Progress is logged.
     """
     other = [str(path) for path in engine_dirs.values() if read_json(Path(path) / "engine.json").get("device") != "cpu"]
     if other:
@@ -85,12 +87,25 @@ def measure(
 
 
 def _engines(engine_dirs: Mapping[str, Path | str], batch: int, engine: EngineParams) -> dict[str, Any]:
-    def load_engine(variant: str, body: str) -> Any:
-        return engines.load(engine_dirs[variant], batch, body, engine.threads)
+    loaded = {
+        f"openvino-{name}": openvino_alone(engine_dirs["fp32"], batch, body, engine.threads)
+        for name, body in (("fp32", "f32"), ("bf16", "bf16"))
+    }
+    others = {variant: folder for variant, folder in engine_dirs.items() if variant != "fp32"}
+    return loaded | {
+        f"edadm-{variant}": engines.load(folder, batch, engine.body, engine.threads)
+        for variant, folder in others.items()
+    }
 
-    loaded = {f"openvino-{name}": load_engine("fp32", body) for name, body in (("fp32", "f32"), ("bf16", "bf16"))}
-    others = [variant for variant in engine_dirs if variant != "fp32"]
-    return loaded | {f"edadm-{variant}": load_engine(variant, engine.body) for variant in others}
+
+def openvino_alone(engine_dir: Path | str, batch: int, body: str, threads: int) -> CpuEngine:
+    """A float network as OpenVINO runs it for anyone, the baseline: one graph, all of it computed in each call."""
+    folder = Path(engine_dir)
+    shapes = read_json(folder / "engine.json")["inputs"]
+    core = ov.Core()
+    graph = core.read_model(folder / "model.xml")
+    graph.reshape({name: [batch, *shape[1:]] for name, shape in shapes.items()})
+    return CpuEngine(list(shapes), [graph], [compile_graph(core, graph, body, threads)], batch)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
@@ -12,7 +13,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from edadm.errors import InputError
 from edadm.params.checks import disagreements
 from edadm.params.kinds import TYPES
-from edadm.params.reading import read
+from edadm.params.reading import parse, text_of
 from edadm.params.schema import (
     CALIBRATORS,
     AblationParams,
@@ -135,8 +136,13 @@ def _bad_values(settings: Any, path: str) -> Iterator[str]:
 def load(path: Path | str = "params.yaml") -> Params:
     """The parameters in ``path``; InputError with one line (key, value, what is allowed) for the first wrong one."""
     path = Path(path)
+    return _checked(text_of(path), path)
+
+
+@lru_cache(maxsize=4)  # OmegaConf takes a quarter of a second, and a process may ask more than once
+def _checked(text: str, path: Path) -> Params:
     try:
-        content = read(path)
+        content = parse(text, path)
         for problem in _wrong_shapes(Params, OmegaConf.to_container(content), ""):
             raise InputError(f"{path}: {problem}")
         checked = OmegaConf.merge(OmegaConf.structured(Params), content)

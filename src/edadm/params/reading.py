@@ -14,21 +14,26 @@ LARGEST = 50_000
 DEEPEST = 100
 
 
-def read(path: Path) -> Any:
-    """The content of ``path``, as OmegaConf reads it; InputError, one line, when it cannot be used."""
+def text_of(path: Path) -> str:
+    """The text of ``path``; InputError, one line, when there is none."""
     try:
-        text = path.read_text(encoding="utf-8")
-        _check_size(text)
-        return OmegaConf.load(io.StringIO(text))
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; run from the project's folder or give --params") from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+
+
+def parse(text: str, path: Path) -> Any:
+    """The content of ``text``, which is in ``path``, as OmegaConf reads it; InputError when it cannot be used."""
+    try:
+        _check_size(text)
+        return OmegaConf.load(io.StringIO(text))
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise InputError(f"{path}: {line}not valid YAML ({error.problem})") from error
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError) as error:
-        # the last four: a date without such a day, a number without digits, and so on
+    except (yaml.YAMLError, OSError, ValueError, TypeError, AttributeError, LookupError) as error:
+        # OSError: no mapping; the last four: a date without such a day, a number without digits, and so on
         raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())[:200]})") from error
 
 
