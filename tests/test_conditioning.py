@@ -82,6 +82,13 @@ def test_each_part_has_the_layers_that_depend_on_nothing_else(engine: cpu.CpuEng
     assert not image & (times | words)
 
 
+def test_what_follows_from_unknown_sizes_is_of_known_shapes(engine: cpu.CpuEngine) -> None:
+    """Though the context may have any number of tokens, so that keys and values have too."""
+    image = engine.compiled[0]
+    assert image.output(0).partial_shape.is_static
+    assert {port.element_type for port in image.inputs} == {ov.Type.f32}  # no shapes among them
+
+
 def test_parts_are_computed_once_for_each_value(engine: cpu.CpuEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     x, t, context = given()
     for part in engine._parts:

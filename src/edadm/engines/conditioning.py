@@ -81,13 +81,19 @@ def take_apart(graph: ov.Model) -> list[ov.Model]:
 
 
 def _dependences(graph: ov.Model) -> dict[str, frozenset[str]]:
-    """The inputs that each node depends on; shapes that are known become constants."""
+    """The inputs that each node depends on; shapes that are known become constants.
+
+    OpenVINO knows what a reshape to sizes of an input gives even where others of its sizes are unknown, but no longer
+    when that shape comes from another part: all that follows would be of unknown, and slower, shapes.
+    """
     found: dict[str, frozenset[str]] = {}
     for node in graph.get_ordered_ops():
         if node.get_type_name() == "ShapeOf" and node.get_input_partial_shape(0).is_static:
             shape = op.constant(np.array(list(node.get_input_shape(0)), node.get_element_type().to_dtype()))
             for target in node.output(0).get_target_inputs():
                 target.replace_source_output(shape.output(0))
+        if node.get_type_name() == "Reshape" and node.get_output_partial_shape(0).is_static:
+            node.input(1).replace_source_output(op.constant(np.array(list(node.get_output_shape(0)))).output(0))
     for node in graph.get_ordered_ops():
         above = [found[value.get_node().get_name()] for value in node.input_values()]
         own = {node.get_name()} if node.get_type_name() == "Parameter" else set()
