@@ -4,17 +4,16 @@ PYTHON ?= python3.11
 CORES ?= 2
 FASHION_MNIST := /usr/share/datasets/fashion-mnist
 BIN := .venv/bin
-MAKEFLAGS += --jobs=2 # pip and apt-get beside each other
 # one shell line: what every command needs to find the tools of the environment
 ACTIVATE := export PATH="$(CURDIR)/$(BIN):$$PATH";
 
-.PHONY: demo test test-slow debian-packages
+.PHONY: demo test test-slow test-tools debian-packages
 
 demo: .venv/ready
 	@$(ACTIVATE) snakemake --cores $(CORES)
 	@echo "The report is results/report.html"
 
-test: .venv/ready debian-packages
+test: test-tools
 	@$(ACTIVATE) ruff check .
 	@$(ACTIVATE) ruff format --check .
 	@$(ACTIVATE) snakefmt --check Snakefile workflow/rules
@@ -22,8 +21,12 @@ test: .venv/ready debian-packages
 	@$(ACTIVATE) python -m pytest -q -n $(CORES) --dist worksteal
 
 # a published system at full size: minutes and gigabytes
-test-slow: .venv/ready debian-packages
+test-slow: test-tools
 	@$(ACTIVATE) python -m pytest -q -m slow
+
+# pip and apt-get beside each other
+test-tools:
+	@$(MAKE) --no-print-directory --jobs=2 .venv/ready debian-packages
 
 # pip would compile the modules one after the other
 .venv/ready: pyproject.toml constraints.txt
