@@ -49,6 +49,7 @@ def take_apart(graph: ov.Model) -> list[ov.Model]:
     """
     given = {port.get_node().get_name(): port.get_node() for port in graph.inputs}
     image = graph.inputs[0].get_node().get_name()
+    _settle_shapes(graph)
     depends = _dependences(graph)
     main = {name for name, inputs in depends.items() if image in inputs}
     cuts: dict[frozenset[str], list[ov.Output]] = {}
@@ -80,20 +81,24 @@ def take_apart(graph: ov.Model) -> list[ov.Model]:
     return [ov.Model(graph.get_results(), [*read, *added]), *parts]
 
 
-def _dependences(graph: ov.Model) -> dict[str, frozenset[str]]:
-    """The inputs that each node depends on; shapes that are known become constants.
+def _settle_shapes(graph: ov.Model) -> None:
+    """Make constants of the shapes that are known, so that no part has to hand them to another.
 
     OpenVINO knows what a reshape to sizes of an input gives even where others of its sizes are unknown, but no longer
     when that shape comes from another part: all that follows would be of unknown, and slower, shapes.
     """
-    found: dict[str, frozenset[str]] = {}
     for node in graph.get_ordered_ops():
         if node.get_type_name() == "ShapeOf" and node.get_input_partial_shape(0).is_static:
             shape = op.constant(np.array(list(node.get_input_shape(0)), node.get_element_type().to_dtype()))
             for target in node.output(0).get_target_inputs():
                 target.replace_source_output(shape.output(0))
-        if node.get_type_name() == "Reshape" and node.get_output_partial_shape(0).is_static:
+        elif node.get_type_name() == "Reshape" and node.get_output_partial_shape(0).is_static:
             node.input(1).replace_source_output(op.constant(np.array(list(node.get_output_shape(0)))).output(0))
+
+
+def _dependences(graph: ov.Model) -> dict[str, frozenset[str]]:
+    """The inputs that each node depends on."""
+    found: dict[str, frozenset[str]] = {}
     for node in graph.get_ordered_ops():
         above = [found[value.get_node().get_name()] for value in node.input_values()]
         own = {node.get_name()} if node.get_type_name() == "Parameter" else set()
