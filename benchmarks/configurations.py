@@ -24,7 +24,6 @@ from torch._inductor import config as inductor
 from edadm.engines import cpu, onnx
 from edadm.engines.graph import layer_nodes, unpack_weights
 from edadm.engines.reference import Network
-from edadm.evaluation.latency import openvino_alone
 from edadm.quantization.integer_layer import IntegerLayer
 from edadm.systems.system import load_unet
 
@@ -57,9 +56,12 @@ def pytorch(
     return call
 
 
-def engine(folder: Path, batch: int, threads: int, variant: str, body: str) -> Call:
-    """An engine of ours; every call has the same timestep, as the batches of a sampling run have in turn."""
-    loaded = cpu.load(folder / variant / "engine", batch, body, threads)
+def engine(folder: Path, batch: int, threads: int, variant: str, body: str, apart: bool = True) -> Call:
+    """An engine of ours; every call has the same timestep, as the batches of a sampling run have in turn.
+
+    That of full precision, not ``apart``, is OpenVINO as it is, but for the group normalization it is given.
+    """
+    loaded = cpu.load(folder / variant / "engine", batch, body, threads, apart=apart)
     return partial(loaded, *inputs(folder, batch))
 
 
@@ -68,11 +70,6 @@ def new_timesteps(folder: Path, batch: int, threads: int, variant: str) -> Call:
     loaded, (x, t, *rest) = cpu.load(folder / variant / "engine", batch, "f32", threads), inputs(folder, batch)
     steps = count()
     return lambda: loaded(x, torch.full_like(t, next(steps)), *rest)
-
-
-def openvino(folder: Path, batch: int, threads: int, body: str) -> Call:
-    """The float U-Net in OpenVINO, with the group normalization that our graphs have."""
-    return partial(openvino_alone(folder / "fp32" / "engine", batch, body, threads), *inputs(folder, batch))
 
 
 def nncf(folder: Path, batch: int, threads: int) -> Call:
@@ -133,8 +130,8 @@ CONFIGURATIONS: dict[str, Load] = {
     "pytorch-fp32-compile": partial(pytorch, channels_last=True, compiled=True),
     "pytorch-fp32-channels-last": partial(pytorch, channels_last=True),
     "pytorch-fp32-eager": pytorch,
-    "openvino-fp32": partial(openvino, body="f32"),
-    "openvino-bf16": partial(openvino, body="bf16"),
+    "openvino-fp32": partial(engine, variant="fp32", body="f32", apart=False),
+    "openvino-bf16": partial(engine, variant="fp32", body="bf16", apart=False),
     "edadm-fp32-bf16": partial(engine, variant="fp32", body="bf16"),
     "edadm-w8a8": partial(engine, variant="w8a8", body="f32"),
     "edadm-w8a8-new-timestep": partial(new_timesteps, variant="w8a8"),

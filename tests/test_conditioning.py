@@ -1,6 +1,5 @@
 """What does not depend on the image is computed once for each timestep and condition, and is never an old one's."""
 
-from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -11,8 +10,6 @@ import torch
 from torch import Tensor
 
 from edadm.engines import conditioning, cpu
-from edadm.engines.graph import unpack_weights
-from edadm.files import read_json
 from edadm.quantization import attention, checkpoint
 from edadm.quantization.attention import Scales
 
@@ -44,22 +41,13 @@ def engine(compiled: cpu.CpuEngine) -> cpu.CpuEngine:
     return compiled
 
 
-def undivided(folder: Path) -> Callable[..., Tensor]:
-    """The engine's graph compiled as a whole."""
-    graph = ov.Core().read_model(folder / "model.xml")
-    unpack_weights(graph)
-    inputs = read_json(folder / "engine.json")["inputs"]
-    graph.reshape({name: [BATCH, *shape[1:]] for name, shape in inputs.items()})
-    compiled = cpu.compile_graph(ov.Core(), graph, "f32", threads=1)
-    return lambda *inputs: torch.from_numpy(compiled([value.numpy() for value in inputs])[0])
-
-
 def given() -> tuple[Tensor, Tensor, Tensor]:
     return *tiny.inputs(BATCH, channels=4), tiny.context(BATCH, TOKENS)
 
 
 def test_outputs_are_those_of_the_whole_graph(folder: Path, engine: cpu.CpuEngine) -> None:
-    whole = undivided(folder)
+    whole = cpu.load(folder, BATCH, threads=1, apart=False)
+    assert len(whole.compiled) == 1
     x, t, context = given()
     before = whole(x, t, context)
     assert torch.equal(engine(x, t, context), before)

@@ -378,7 +378,7 @@ def test_rounds_are_interleaved():
         latency.interleaved(calls, 0)
 
 
-def test_latency_rows(folders, monkeypatch):
+def test_latency_rows(folders, monkeypatch, tmp_path):
     monkeypatch.setattr(latency, "load_unet", lambda folder: tiny.unet())
     monkeypatch.setattr(
         latency, "load", lambda folder: types.SimpleNamespace(shape=(1, 8, 8), contexts=lambda seeds, guidance: ())
@@ -394,6 +394,10 @@ def test_latency_rows(folders, monkeypatch):
     assert result["threads"] == 1 and isinstance(result["device"], str)
     with pytest.raises(InputError, match="fp32"):
         latency.measure("tiny", folders, {"w8a8": folders / "w8a8-cpu"}, settings, engine)
+    damaged = shutil.copytree(folders / "fp32-cpu", tmp_path / "fp32-cpu")
+    (damaged / "model.xml").write_text("no graph")
+    with pytest.raises(InputError, match="fp32-cpu: OpenVINO cannot read the graph"):
+        latency.measure("tiny", folders, {"fp32": damaged}, settings, engine)
 
 
 def test_split_layer_is_exact_on_the_cpu():

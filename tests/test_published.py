@@ -104,7 +104,7 @@ def test_from_a_url_to_tables(project: Path, kind: str) -> None:
         assert measured["extractor_sha256"] == params.load("params.yaml").published.tools["inception"].sha256
         assert ("clip_score" in measured) == (kind == "coco-sd14")
 
-    if kind in ("cifar10-ddim", "coco-sd14"):  # a network with and one without a context
+    if kind in ("cifar10-ddim", "coco-sd14"):  # a network without and one with a context
         timed = ("--checkpoint", str(of_system / "checkpoint"), "--results", str(results))
         assert call("latency", kind, *timed, "--out", str(of_system / "latency-cpu.json")) == 0
     gathered = ("--published", "--results", str(results), "--out")

@@ -138,12 +138,20 @@ def _description(
     }
 
 
-def load(engine_dir: Path, batch: int, body: str = "f32", threads: int = 2, cache_dir: Path | None = None) -> CpuEngine:
+def load(
+    engine_dir: Path,
+    batch: int,
+    body: str = "f32",
+    threads: int = 2,
+    cache_dir: Path | None = None,
+    apart: bool = True,
+) -> CpuEngine:
     """Compile an engine folder for ``batch`` images a call.
 
-    ``body`` is the type of everything that is not an integer layer: "f32" for exactness, "bf16" for speed. InputError
-    when the folder is not an engine, the machine would compute wrong sums, or a layer would not run in int8; on other
-    processors than x86, where OpenVINO lacks kernels, the last is a warning.
+    ``body`` is the type of everything that is not an integer layer: "f32" for exactness, "bf16" for speed. Not
+    ``apart``, the graph stays one and each call computes all of it, as OpenVINO alone would: a baseline of latencies.
+    InputError when the folder is not an engine, the machine would compute wrong sums, or a layer would not run in int8;
+    on other processors than x86, where OpenVINO lacks kernels, the last is a warning.
     """
     if body not in BODIES:
         raise InputError(f"engine.body: {body!r} is not one of {', '.join(BODIES)}")
@@ -161,7 +169,7 @@ def load(engine_dir: Path, batch: int, body: str = "f32", threads: int = 2, cach
         raise InputError(f"{folder}: OpenVINO cannot read the graph ({_last_line(error)})") from error
     unpack_weights(graph)
     try:
-        return _for_batch(graph, description, batch, body, threads, cache_dir)
+        return _for_batch(graph, description, batch, body, threads, cache_dir, apart)
     except InputError as error:
         raise InputError(f"{folder}: {error}") from error
     except RuntimeError as error:  # shapes that do not fit the graph
@@ -195,13 +203,14 @@ def _for_batch(
     body: str,
     threads: int,
     cache_dir: Path | None = None,
+    apart: bool = True,
 ) -> CpuEngine:
     """``graph``, with int8 weights, compiled for one batch size; InputError when it would be wrong, or slow."""
     if description["largest_weight"] > SAFE_WEIGHT and not has_int8_dot():
         reason = f"this processor has neither VNNI nor AMX, where weights beyond {SAFE_WEIGHT} give wrong sums"
         raise InputError(f"{reason}; use weights of at most 7 bits in every layer")
     graph.reshape({name: [batch, *shape[1:]] for name, shape in description["inputs"].items()})
-    models = take_apart(graph)
+    models = take_apart(graph) if apart else [graph]
     core = ov.Core()
     compiled = [compile_graph(core, model, body, threads, cache_dir) for model in models]
     expected = {*description["layers"], *description["products"]}

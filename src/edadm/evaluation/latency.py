@@ -16,8 +16,7 @@ from typing import Any
 import openvino as ov
 import torch
 
-from edadm import engines
-from edadm.engines.cpu import CpuEngine, compile_graph
+from edadm.engines import cpu
 from edadm.engines.reference import Network
 from edadm.errors import InputError
 from edadm.files import read_json
@@ -87,25 +86,13 @@ def measure(
 
 
 def _engines(engine_dirs: Mapping[str, Path | str], batch: int, engine: EngineParams) -> dict[str, Any]:
-    loaded = {
-        f"openvino-{name}": openvino_alone(engine_dirs["fp32"], batch, body, engine.threads)
-        for name, body in (("fp32", "f32"), ("bf16", "bf16"))
-    }
-    others = {variant: folder for variant, folder in engine_dirs.items() if variant != "fp32"}
-    return loaded | {
-        f"edadm-{variant}": engines.load(folder, batch, engine.body, engine.threads)
-        for variant, folder in others.items()
-    }
+    def load_engine(variant: str, body: str, apart: bool = True) -> cpu.CpuEngine:
+        return cpu.load(Path(engine_dirs[variant]), batch, body, engine.threads, apart=apart)
 
-
-def openvino_alone(engine_dir: Path | str, batch: int, body: str, threads: int) -> CpuEngine:
-    """A float network as OpenVINO runs it for anyone, the baseline: one graph, all of it computed in each call."""
-    folder = Path(engine_dir)
-    shapes = read_json(folder / "engine.json")["inputs"]
-    core = ov.Core()
-    graph = core.read_model(folder / "model.xml")
-    graph.reshape({name: [batch, *shape[1:]] for name, shape in shapes.items()})
-    return CpuEngine(list(shapes), [graph], [compile_graph(core, graph, body, threads)], batch)
+    bodies = (("fp32", "f32"), ("bf16", "bf16"))
+    loaded = {f"openvino-{name}": load_engine("fp32", body, apart=False) for name, body in bodies}
+    others = [variant for variant in engine_dirs if variant != "fp32"]
+    return loaded | {f"edadm-{variant}": load_engine(variant, engine.body) for variant in others}
 
 
 @contextmanager
