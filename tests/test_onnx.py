@@ -11,6 +11,7 @@ import openvino as ov
 import pytest
 import torch
 from command_line import call
+from test_attention import SCALES
 from test_cuda_engine import network_inputs, padded_unet, small_unet
 from test_engines import CASES, grid_inputs, random_layer
 from torch import nn
@@ -22,6 +23,7 @@ from edadm.engines.verify import relative_error
 from edadm.errors import InputError
 from edadm.params import Recipe, Reconstruction
 from edadm.quantization import checkpoint, reconstruction
+from edadm.quantization.attention import attentions
 from edadm.quantization.integer_layer import IntegerLayer
 from edadm.systems.system import load, load_unet
 
@@ -92,10 +94,20 @@ def compare(quantized, engine, *given):
     return [sorted(relative_error(*pair) for pair in zip(y, expected, strict=True)) for y in found]
 
 
-@pytest.mark.parametrize("form", exporter.FORMS)
-def test_tiny_networks(tmp_path, form):
-    model, input_bits = {"onnx": (small_unet(), 8), "tensorrt": (padded_unet(), 5)}[form]
-    tiny.save(tmp_path / "quantized", model, 4, input_bits)
+# form, network, bits of its weights and of its inputs
+TINY = {
+    "onnx": ("onnx", small_unet, 4, 8),
+    "tensorrt": ("tensorrt", padded_unet, 4, 5),
+    "attention": ("tensorrt", tiny.conditional_unet, 8, 8),
+}
+
+
+@pytest.mark.parametrize("case", TINY)
+def test_tiny_networks(tmp_path, case):
+    form, make, bits, input_bits = TINY[case]
+    model, layers, floats = tiny.quantized(make(), bits, input_bits)
+    scales = dict.fromkeys(attentions(model), SCALES) if case == "attention" else {}
+    checkpoint.save(tmp_path / "quantized", checkpoint.unet_config(model), layers, floats, {}, scales)
     words = ("--quantized", str(tmp_path / "quantized"), "--format", form, "--out", str(tmp_path / "out"))
     assert call("export", *words) == 0
     for errors in compare(tmp_path / "quantized", tmp_path / "out", *network_inputs(model, 3)):
@@ -110,6 +122,7 @@ EMBEDDED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", EMBEDDED)
 def test_embedded_systems(tmp_path, system):
     """Each quantized to min-max ranges on noise: images of both runtimes are the reference's but for round-off."""

@@ -52,8 +52,8 @@ def recipe(kind: str, variant: str) -> str:
     return params.load("params.yaml").published.runs[f"{kind}-{variant}"].recipe
 
 
-def through_the_stages(kind: str, variant: str, of_system: Path) -> tuple[Path, dict]:
-    """From the calibration set to numbers; the folder of the images, and their metrics."""
+def to_images(kind: str, variant: str, of_system: Path) -> Path:
+    """From the calibration set to a folder of images, which is returned."""
     folder = of_system / variant
     shared = ("--checkpoint", str(of_system / "checkpoint"), "--scratch", str(folder / "scratch"))
     calibration = ("--calibration", str(of_system / "tdac.safetensors"))
@@ -64,15 +64,24 @@ def through_the_stages(kind: str, variant: str, of_system: Path) -> tuple[Path, 
         checked = ("--images", "2", "--out", str(folder / "verification.json"))
         assert call("verify", "--quantized", quantized, "--engine", engine, *calibration, *checked) == 0
     assert call("sample", kind, "--engine", engine, "--protocol", "full", *shared, "--out", drawn) == 0
+    return Path(drawn)
+
+
+def measured(kind: str, variant: str, of_system: Path) -> dict:
+    """The metrics of a folder of images."""
+    folder = of_system / variant
     compared = ("--fp32", str(of_system / "fp32" / "samples"), "--reference", str(of_system / "reference.npz"))
-    told = (*shared[:2], "--protocol", "full", "--out", str(folder / "metrics.json"))
-    assert call("metrics", kind, variant, "--samples", drawn, *compared, *told) == 0
-    return Path(drawn), json.loads((folder / "metrics.json").read_text())
+    told = ("--checkpoint", str(of_system / "checkpoint"), "--protocol", "full", "--out", str(folder / "metrics.json"))
+    assert call("metrics", kind, variant, "--samples", str(folder / "samples"), *compared, *told) == 0
+    return json.loads((folder / "metrics.json").read_text())
 
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_from_a_url_to_tables(project: Path, kind: str) -> None:
-    """Originals, real images and the metrics' networks in their true formats, narrow or with random weights."""
+    """Originals, real images and the metrics' networks in their true formats, narrow or with random weights.
+
+    Bedroom and Church as far as to images: after that, nothing of theirs is not also ImageNet's.
+    """
     results = project / f"results-{kind}"
     of_system = results / kind
     assert call("checkpoint", kind, "--out", str(of_system / "checkpoint")) == 0
@@ -87,9 +96,7 @@ def test_from_a_url_to_tables(project: Path, kind: str) -> None:
     assert call("reference", kind, "--out", str(of_system / "reference.npz")) == 0
     assert len(np.load(of_system / "reference.npz")["features"]) == 10
 
-    full_precision = through_the_stages(kind, "fp32", of_system)[1]
-    folder, quantized = through_the_stages(kind, "w4a8", of_system)
-    drawn = samples.open_folder(folder, range(10, 20))
+    drawn = samples.open_folder(to_images(kind, "w4a8", of_system), range(10, 20))
     scale = {"cifar10-ddim": 1, "church-ldm8": 8, "coco-sd14": 8}.get(kind, 4)
     assert drawn.shape == (16 * scale, 16 * scale, 3)
     images = np.concatenate(list(samples.batches(drawn, 10)))
@@ -98,13 +105,18 @@ def test_from_a_url_to_tables(project: Path, kind: str) -> None:
     assert (drawn.captions is not None) == (kind == "coco-sd14")
     if drawn.captions is not None:
         assert drawn.captions.tolist() == system.load(of_system / "checkpoint").prompts(range(10, 20))
-    assert full_precision["psnr_fp32"] is None and 0 < quantized["psnr_fp32"] < 100
-    for measured in (full_precision, quantized):
-        assert measured["n"] == 10 and measured["fid"] > 0 and measured["extractor"] == "inception"
-        assert measured["extractor_sha256"] == params.load("params.yaml").published.tools["inception"].sha256
-        assert ("clip_score" in measured) == (kind == "coco-sd14")
+    if kind in ("bedroom-ldm4", "church-ldm8"):
+        return
 
-    if kind in ("cifar10-ddim", "coco-sd14"):  # a network without and one with a context
+    to_images(kind, "fp32", of_system)
+    full_precision, quantized = (measured(kind, variant, of_system) for variant in ("fp32", "w4a8"))
+    assert full_precision["psnr_fp32"] is None and 0 < quantized["psnr_fp32"] < 100
+    for found in (full_precision, quantized):
+        assert found["n"] == 10 and found["fid"] > 0 and found["extractor"] == "inception"
+        assert found["extractor_sha256"] == params.load("params.yaml").published.tools["inception"].sha256
+        assert ("clip_score" in found) == (kind == "coco-sd14")
+
+    if kind == "cifar10-ddim":
         timed = ("--checkpoint", str(of_system / "checkpoint"), "--results", str(results))
         assert call("latency", kind, *timed, "--out", str(of_system / "latency-cpu.json")) == 0
     gathered = ("--published", "--results", str(results), "--out")

@@ -17,11 +17,11 @@ from edadm.systems.class_embedder import ClassEmbedder
 CONTEXT = 12  # width of the conditional network's context
 
 
-def unet(seed: int = 0) -> UNet2DModel:
-    """A U-Net of 8x8 images with residual blocks, attention, down- and upsampling and skip concatenations."""
+def unet(seed: int = 0, size: int = 8) -> UNet2DModel:
+    """A U-Net with residual blocks, attention, down- and upsampling and skip concatenations, of size x size images."""
     torch.manual_seed(seed)
     model = UNet2DModel(
-        sample_size=8,
+        sample_size=size,
         in_channels=1,
         out_channels=1,
         layers_per_block=1,
@@ -70,11 +70,11 @@ def autoencoder(seed: int = 0) -> AutoencoderKL:
     return model.eval().requires_grad_(False)
 
 
-def latent_checkpoint(folder: Path) -> Path:
-    """A latent, class-conditional checkpoint folder of 3 classes with random weights."""
+def latent_checkpoint(folder: Path, classes: int = 3) -> Path:
+    """A latent, class-conditional checkpoint folder of so many classes with random weights."""
     conditional_unet().save_pretrained(folder / "unet")
     autoencoder().save_pretrained(folder / "vae")
-    class_embedder.save(ClassEmbedder(3, CONTEXT), folder / "class_embedder")
+    class_embedder.save(ClassEmbedder(classes, CONTEXT), folder / "class_embedder")
     DDIMScheduler(prediction_type="v_prediction", clip_sample=False).save_pretrained(folder / "scheduler")
     return folder
 

@@ -69,7 +69,11 @@ class Workspace:
 
     def announced(self, *words: str) -> set[str]:
         """The stages that `snakemake -n` says it would run."""
-        output = self.snakemake("-n", *words).stdout
+        return self.stages_in(self.snakemake("-n", *words).stdout)
+
+    @staticmethod
+    def stages_in(output: str) -> set[str]:
+        """The stages in what `snakemake -n` prints."""
         return set(re.findall(r"(?:output|Missing output files): \.stamps/(?!shards/)([^\s;]+)", output))
 
     def ran(self) -> list[str]:

@@ -11,6 +11,7 @@ Some of the calls of DVC used here are not documented: tests/test_workflow.py fa
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import os
 import re
@@ -19,17 +20,23 @@ import subprocess
 import sys
 import time
 from contextlib import AbstractContextManager
+from functools import cache
 from pathlib import Path
 from typing import IO
+from unittest.mock import patch
 
 import networkx as nx
 import psutil
+from dvc.dependency import param
 from dvc.repo import Repo
 from dvc.rwlock import rwlock
 from dvc.stage import PipelineStage
 from dvc.stage.cache import RunCacheNotFoundError
 from dvc_data.hashfile.hash_info import HashInfo
 from index import prune
+
+# the objects of hundreds of stages are made, and stay: looking for garbage among them takes as long as making them
+gc.set_threshold(1_000_000)
 
 STAMPS = Path(".stamps")
 RUNNING = ".running"  # in STAMPS: locked by the Snakemake that runs here
@@ -71,7 +78,8 @@ class Stages:
         another node.
         """
         found = {}
-        with self.repo.lock:
+        # DVC parses params.yaml anew for each stage, which takes longer than all the rest
+        with self.repo.lock, patch.object(param, "load_path", cache(param.load_path)):
             for name, stage in self.stages.items():
                 if not any(out.hash_info for out in stage.outs):
                     found[name] = "has not run"
