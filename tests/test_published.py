@@ -63,6 +63,8 @@ def to_images(kind: str, variant: str, of_system: Path) -> Path:
     if variant != "fp32":
         checked = ("--images", "2", "--out", str(folder / "verification.json"))
         assert call("verify", "--quantized", quantized, "--engine", engine, *calibration, *checked) == 0
+        found = json.loads((folder / "verification.json").read_text())
+        assert found["layers_in_int8"] == found["layers_in_graph"] and found["worst_layer_error"] <= 1e-6
     assert call("sample", kind, "--engine", engine, "--protocol", "full", *shared, "--out", drawn) == 0
     return Path(drawn)
 
