@@ -1,4 +1,4 @@
-"""ONNX files against the exact reference, in ONNX Runtime and OpenVINO: layers, tiny networks, embedded systems (slow)."""
+"""ONNX files against the exact reference in ONNX Runtime and OpenVINO: layers, tiny and (slow) embedded networks."""
 
 import tiny  # noqa: F401, I001  (first: it imports edadm)
 
