@@ -19,7 +19,7 @@ from edadm.engines.cuda import engine, fusion
 from edadm.engines.verify import relative_error
 from edadm.errors import InputError
 from edadm.files import write_json
-from edadm.quantization import attention, checkpoint
+from edadm.quantization import checkpoint
 
 DEVICE = engine.device()
 SIZES = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "layers_per_block": 1, "norm_num_groups": 2}
@@ -95,9 +95,8 @@ def test_network_with_inputs_of_other_widths(tmp_path, input_bits):
 
 @torch.no_grad()
 def test_network_with_quantized_attention(tmp_path):
-    model, layers, floats = tiny.quantized(tiny.conditional_unet())
-    scales = dict.fromkeys(attention.attentions(model), SCALES)
-    checkpoint.save(tmp_path, checkpoint.unet_config(model), layers, floats, {"weights": 4}, scales)
+    model = tiny.conditional_unet()
+    tiny.save(tmp_path, model, scales=SCALES)
     given = network_inputs(model)
     found = network(tmp_path)(*(value.to(DEVICE) for value in given)).cpu()
     check(found, reference.load(tmp_path)(*given))

@@ -24,7 +24,6 @@ from edadm.engines.verify import relative_error
 from edadm.errors import InputError
 from edadm.params import Recipe, Reconstruction
 from edadm.quantization import checkpoint, reconstruction
-from edadm.quantization.attention import attentions
 from edadm.quantization.integer_layer import IntegerLayer
 from edadm.systems.system import load, load_unet
 
@@ -103,20 +102,19 @@ def one_level():
     return UNet2DConditionModel.from_config(changed).eval().requires_grad_(False)
 
 
-# form, network, bits of its weights and of its inputs
+# form, network, bits of its weights and of its inputs, scales of the operands of its attentions
 TINY = {
-    "onnx": ("onnx", small_unet, 4, 8),
-    "tensorrt": ("tensorrt", padded_unet, 4, 5),
-    "attention": ("tensorrt", one_level, 8, 8),
+    "onnx": ("onnx", small_unet, 4, 8, None),
+    "tensorrt": ("tensorrt", padded_unet, 4, 5, None),
+    "attention": ("tensorrt", one_level, 8, 8, SCALES),
 }
 
 
 @pytest.mark.parametrize("case", TINY)
 def test_tiny_networks(tmp_path, case):
-    form, make, bits, input_bits = TINY[case]
-    model, layers, floats = tiny.quantized(make(), bits, input_bits)
-    scales = dict.fromkeys(attentions(model), SCALES) if case == "attention" else {}
-    checkpoint.save(tmp_path / "quantized", checkpoint.unet_config(model), layers, floats, {}, scales)
+    form, make, bits, input_bits, scales = TINY[case]
+    model = make()
+    tiny.save(tmp_path / "quantized", model, bits, input_bits, scales)
     words = ("--quantized", str(tmp_path / "quantized"), "--format", form, "--out", str(tmp_path / "out"))
     assert call("export", *words) == 0
     for errors in compare(tmp_path / "quantized", tmp_path / "out", *network_inputs(model, 3)):

@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, UNet2D
 from torch import Tensor, nn
 
 from edadm.quantization import checkpoint
+from edadm.quantization.attention import Scales, attentions
 from edadm.quantization.integer_layer import IntegerLayer
 from edadm.quantization.quantizer import weight_grid
 from edadm.systems import class_embedder
@@ -136,10 +137,18 @@ def quantized(
     return model, layers, floats
 
 
-def save(folder: Path, model: nn.Module | None = None, bits: int = 4, input_bits: int = 8) -> Path:
-    """A checkpoint folder of :func:`quantized`."""
+def save(
+    folder: Path,
+    model: nn.Module | None = None,
+    bits: int = 4,
+    input_bits: int = 8,
+    scales: Scales | None = None,
+) -> Path:
+    """A checkpoint folder of :func:`quantized`; with ``scales``, the operands of every attention are quantized too."""
     model, layers, floats = quantized(model, bits, input_bits)
-    checkpoint.save(folder, checkpoint.unet_config(model), layers, floats, {"weights": bits, "activations": input_bits})
+    recipe = {"weights": bits, "activations": input_bits}
+    operands = dict.fromkeys(attentions(model), scales) if scales else {}
+    checkpoint.save(folder, checkpoint.unet_config(model), layers, floats, recipe, operands)
     return folder
 
 
