@@ -226,5 +226,12 @@ def test_every_field_that_the_differences_name_exists() -> None:
 
     known = {*Recipe.__dataclass_fields__, *Reconstruction.__dataclass_fields__}
     text = (ROOT / "docs" / "differences.md").read_text()
-    named = {"eight_bit", "sixteen_bit_inputs", "bias_correction", "eight_bit_full_resolution", "split_shortcut"}
+    named = {
+        "eight_bit",
+        "sixteen_bit_inputs",
+        "bias_correction",
+        "eight_bit_full_resolution",
+        "split_shortcut",
+        "tuning",
+    }
     assert named <= known and all(f"`{name}`" in text for name in named)

@@ -20,6 +20,7 @@ from edadm.engines.batches import in_batches
 from edadm.engines.conditioning import Part, take_apart
 from edadm.engines.graph import build_graph, executed, pack_weights, unpack_weights
 from edadm.engines.processor import has_int8_dot, is_x86
+from edadm.engines.upsampling import fold_upsampling
 from edadm.errors import InputError
 from edadm.files import atomic_folder, read_json, write_json
 from edadm.quantization import autoencoder, checkpoint, network
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 FORMAT_VERSION = 2
 PRODUCTS = ("q", "softmax")  # an attention's products are called by their first operands
 BODIES = ("f32", "bf16")
+LARGEST_WEIGHT = 127
 SAFE_WEIGHT = 63  # 2 * 255 * 63 < 2**15: two products fit into 16 bits
 
 
@@ -210,10 +212,11 @@ def _for_batch(
         reason = f"this processor has neither VNNI nor AMX, where weights beyond {SAFE_WEIGHT} give wrong sums"
         raise InputError(f"{reason}; use weights of at most 7 bits in every layer")
     graph.reshape({name: [batch, *shape[1:]] for name, shape in description["inputs"].items()})
+    added = fold_upsampling(graph, LARGEST_WEIGHT if has_int8_dot() else SAFE_WEIGHT)
     models = take_apart(graph) if apart else [graph]
     core = ov.Core()
     compiled = [compile_graph(core, model, body, threads, cache_dir) for model in models]
-    expected = {*description["layers"], *description["products"]}
+    expected = {*description["layers"], *description["products"], *added}
     missing = sorted(expected.difference(*map(int8_names, compiled)))
     if missing:
         reason = f"{len(missing)} of {len(expected)} layers would not run in int8, first {missing[0]}"

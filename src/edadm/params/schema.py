@@ -215,6 +215,11 @@ class Reconstruction(Settings):
     """Weight of AdaRound's pull towards 0 or 1."""
     bias_correction: bool = False
     """Whether the mean error of each channel that is left after learning a unit goes into its last bias."""
+    tuning: int = at_least(0, default=0)
+    """Adam steps, once every unit is learned, in which the scales, the biases and the normalisations are learned on the
+    output of the whole network; 0 leaves them."""
+    rate_tuning: float = above_zero(default=0.002)
+    """Learning rate of the tuning, relative for scales, falling to 0 along a cosine."""
     fisher: bool = False
     """Whether squared errors are weighted by how much the network's output depends on their place."""
     seed: int = at_least(0, default=0)

@@ -164,6 +164,11 @@ def _error(outputs: list[Tensor], targets: list[Tensor]) -> float:
     return total / sum(a.numel() for a in targets)
 
 
+def seed(settings: Reconstruction, index: int) -> int:
+    """Of the random choices in learning unit ``index``."""
+    return settings.seed * 100_003 + index
+
+
 class Learner:
     """Learns one unit's rounding and step sizes; ``sensitivity`` has the weights of squared errors, by module."""
 
@@ -176,7 +181,7 @@ class Learner:
         self.inner = self.layers[:-1] if settings.layer_loss else []
         self.weight = sensitivity.get(unit.name)
         self.inner_weights = [sensitivity.get(name) for name in unit.layers[: len(self.inner)]]
-        self.generator = torch.Generator().manual_seed(settings.seed * 100_003 + index)
+        self.generator = torch.Generator().manual_seed(seed(settings, index))
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         settings = self.settings

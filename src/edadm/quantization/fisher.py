@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from edadm.quantization.network import forward
+from edadm.quantization.network import output
 
 ROWS = 8  # samples per backward pass, whose activations are all kept
 
@@ -34,11 +34,11 @@ def sensitivities(
             squares = gradient.detach().square().sum(0)
             sums[name] = sums[name] + squares if name in sums else squares
 
-        def hook(_: nn.Module, __: tuple, output: Tensor) -> Tensor:
-            if not output.requires_grad:  # nothing before it is learned, as in the time embedding
-                output = output.detach().requires_grad_(True)
-            output.register_hook(add)
-            return output
+        def hook(_: nn.Module, __: tuple, found: Tensor) -> Tensor:
+            if not found.requires_grad:  # nothing before it is learned, as in the time embedding
+                found = found.detach().requires_grad_(True)
+            found.register_hook(add)
+            return found
 
         return hook
 
@@ -46,8 +46,8 @@ def sensitivities(
     with torch.enable_grad():
         for inputs in tqdm(batches, desc="sensitivities", unit="batch"):
             for rows in zip(*(value.split(ROWS) for value in inputs), strict=True):
-                output = forward(unet, rows).sample
-                output.backward(torch.randn(output.shape, generator=generator).to(output.device))
+                found = output(unet, rows)
+                found.backward(torch.randn(found.shape, generator=generator).to(found.device))
     for hook in hooks:
         hook.remove()
     return {name: _normalised(total) for name, total in sums.items()}

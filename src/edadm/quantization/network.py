@@ -74,6 +74,12 @@ def forward(unet: nn.Module, inputs: Sequence[Tensor], **settings: Any) -> Any:
     return unet(*inputs[:3], **settings)
 
 
+def output(network: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
+    """What a network puts out: diffusers' wrap their tensor."""
+    found = forward(network, inputs)
+    return found if isinstance(found, Tensor) else found.sample
+
+
 def bind(
     config: Mapping[str, Any],
     sample: Tensor,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from edadm.files import atomic_folder, atomic_write, sha256
 from edadm.params import Recipe
-from edadm.quantization import autoencoder, calibration, checkpoint, fbr
+from edadm.quantization import autoencoder, calibration, checkpoint, fbr, tuning
 from edadm.quantization.attention import QuantizedAttention, Scales, attentions
 from edadm.quantization.cache import Cache
 from edadm.quantization.integer_layer import IntegerLayer
@@ -140,7 +140,11 @@ def _quantize(
         return []
     done = UnitCheckpoints(scratch, fingerprint)
     cache = Cache(scratch / "tables", cache_bytes)
-    return fbr.reconstruct(network, units, batches, recipe.reconstruction, done.restore, done.keep, cache)
+    settings = recipe.reconstruction
+    results = fbr.reconstruct(network, units, batches, settings, done.restore, done.keep, cache)
+    if settings.tuning:
+        results.append(tuning.tune(network, units, batches, settings, fbr.seed(settings, len(units)), cache))
+    return results
 
 
 def run(

@@ -7,8 +7,11 @@ from edadm.errors import InputError
 from edadm.report.plots import Unit
 
 
-def read_units(path: Path) -> list[Unit]:
-    """The reconstruction units of a ``losses.csv``, in execution order; empty where nothing was learned."""
+def read_units(path: Path) -> tuple[list[Unit], Unit | None]:
+    """The reconstruction units of a ``losses.csv``, in execution order, and the whole network if that was tuned.
+
+    Empty where nothing was learned.
+    """
     units: dict[int, Unit] = {}
     try:
         with path.open(newline="") as file:
@@ -19,4 +22,5 @@ def read_units(path: Path) -> list[Unit]:
                 unit.losses.append(float(row["loss"]))
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: not a table of losses ({error})") from error
-    return [unit for _, unit in sorted(units.items())]
+    found = [unit for _, unit in sorted(units.items())]
+    return [unit for unit in found if unit.kind != "network"], next((u for u in found if u.kind == "network"), None)

@@ -63,6 +63,7 @@ def _recipe(recipe: Any, calibrator: str) -> dict[str, str]:
         "Activation drop": f"{learned.activation_drop:g}",
         "Rounding penalty": f"{learned.rounding_penalty:g}",
         "Bias correction": "yes" if learned.bias_correction else "no",
+        "Tuning": f"{learned.tuning:,} at {learned.rate_tuning:g}" if learned.tuning else "no",
         "Seed": f"{learned.seed}",
     }
 
@@ -77,7 +78,7 @@ def _reconstruction(folder: Path, system: str, recipes: dict[str, Any]) -> dict[
         if recipe.reconstruction.method == "none":
             nearest.append(variant)
             continue
-        units = read_units(path) if path.exists() else []
+        units, tuned = read_units(path) if path.exists() else ([], None)
         if not units:
             missing.append(variant)
             continue
@@ -90,6 +91,7 @@ def _reconstruction(folder: Path, system: str, recipes: dict[str, Any]) -> dict[
                 "blocks": sum(unit.kind == "block" for unit in units),
                 "gain": median(unit.gain for unit in units),
                 "worst": worst,
+                "tuned": tuned,
                 "errors": Markup(plots.unit_errors(f"{name}-errors", variant, units)),
                 "losses": Markup(plots.loss_curves(f"{name}-losses", variant, units)),
             }

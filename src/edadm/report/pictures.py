@@ -65,7 +65,7 @@ def write(results: Path, system: str, variants: list[str], variant: str, calibra
         "density": plots.per_step("density", "Density", content["density"]),
         "diversity": plots.per_step("diversity", "Diversity", content["diversity"]),
         "allocation": plots.per_step("allocation", "Samples taken", counts, sum(counts) / len(counts)),
-        "reconstruction": plots.unit_errors("reconstruction", variant, read_units(losses)),
+        "reconstruction": plots.unit_errors("reconstruction", variant, read_units(losses)[0]),
         "layers": plots.layer_errors("layers", variant, found, layers.limits(found)),
     }
     files = {f"{name}.svg": standalone(svg) for name, svg in drawn.items()}

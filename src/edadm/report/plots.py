@@ -60,7 +60,7 @@ class Unit:
     """One reconstruction unit: its output error (MSE against fp32) before and after, and its curve of the loss."""
 
     name: str
-    kind: str  # "block" or "layer"
+    kind: str  # "block", "layer", or "network" when all of it is tuned
     before: float
     after: float
     iterations: list[int] = field(default_factory=list)

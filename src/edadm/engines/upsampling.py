@@ -1,0 +1,95 @@
+"""Convolutions after an upsampling by 2, computed before it: four ninths of the products, with the same integers.
+
+A 3x3 convolution of an image whose pixels were doubled sees each of them up to four times. Where the output's row and
+column are even or odd decides which, so it is four 2x2 convolutions of the image as it was, whose weights are sums of
+the 3x3 one's, and whose outputs are interleaved. Sums of up to four 4-bit weights are int8 numbers, so the integers
+are exact and need no other kernel; those of 8-bit weights are not, and such layers stay as they are.
+"""
+
+import numpy as np
+import openvino as ov
+from openvino import opset13 as op
+
+PHASES = ((0, 0), (0, 1), (1, 0), (1, 1))  # (row, column) of an output pixel, modulo 2
+
+
+def phase_weights(weight: np.ndarray, row: int, column: int) -> np.ndarray:
+    """The 2x2 weights (out, in, 2, 2) int32 of a phase, from the 3x3 ones (out, in, 3, 3).
+
+    Output row 2i + ``row`` reads rows 2i + row - 1 to 2i + row + 1 of the doubled image: rows i - 1 and i of the
+    original, twice the latter, or, where it is odd, i twice and i + 1.
+    """
+    sums = np.zeros((*weight.shape[:2], 2, 2), np.int32)
+    for y in range(3):
+        for x in range(3):
+            sums[:, :, (row + y - 1) // 2 + 1 - row, (column + x - 1) // 2 + 1 - column] += weight[:, :, y, x]
+    return sums
+
+
+def fold_upsampling(graph: ov.Model, largest: int) -> list[str]:
+    """Rewrite ``graph``, of static shapes and with int8 weights, wherever the sums of weights stay within ``largest``.
+
+    The four convolutions are called by the layer's name, the last three with ``.1`` to ``.3`` behind it; returns the
+    names that are new.
+    """
+    added = []
+    for node in graph.get_ordered_ops():
+        if node.get_type_name() != "Interpolate" or not _doubles(node):
+            continue
+        quantization = _reader(node, "FakeQuantize") or _reader(_reader(node, "Minimum"), "FakeQuantize")
+        convolution = _reader(quantization, "Convolution")
+        bias = _reader(convolution, "Add")
+        if bias is None or not _is_3x3(convolution):
+            continue
+        scaled = convolution.input_value(1).get_node()
+        integers = scaled.input_value(0).get_node().input_value(0).get_node()
+        weights = [phase_weights(integers.data.astype(np.int32), *phase) for phase in PHASES]
+        if max(np.abs(sums).max() for sums in weights) > largest:
+            continue
+        first = next(iter(node.output(0).get_target_inputs()))
+        first.replace_source_output(node.input_value(0))
+        quantization.validate_and_infer_types()
+        outputs = []
+        for number, ((row, column), sums) in enumerate(zip(PHASES, weights, strict=True)):
+            weight = op.multiply(op.convert(op.constant(sums.astype(np.int8)), "f32"), scaled.input_value(1))
+            edges = [1 - row, 1 - column], [row, column]  # zeros before the first and after the last pixel
+            y = op.convolution(quantization, weight, [1, 1], *edges, [1, 1])
+            y.set_friendly_name(
+                f"{convolution.get_friendly_name()}.{number}" if number else convolution.get_friendly_name()
+            )
+            outputs.append(op.add(y, bias.input_value(1)))
+            added += [y.get_friendly_name()] if number else []
+        whole = op.depth_to_space(op.concat(outputs, 1), "blocks_first", 2)
+        whole.set_friendly_name(bias.get_friendly_name())
+        for target in list(bias.output(0).get_target_inputs()):
+            target.replace_source_output(whole.output(0))
+    graph.validate_nodes_and_infer_types()
+    return added
+
+
+def _doubles(node: ov.Node) -> bool:
+    """Whether an interpolation repeats every pixel of an image (n, c, h, w) twice in both directions."""
+    kind = node.get_attributes()
+    before, after = node.get_input_shape(0), node.get_output_shape(0)
+    doubled = len(before) == 4 and list(after) == [*before[:2], 2 * before[2], 2 * before[3]]
+    repeated = (kind["mode"], kind["coordinate_transformation_mode"], kind["nearest_mode"])
+    return doubled and repeated == ("nearest", "asymmetric", "floor") and not any(kind["pads_begin"] + kind["pads_end"])
+
+
+def _is_3x3(node: ov.Node) -> bool:
+    """Whether a convolution is a layer's, of 3x3 int8 weights with one scale per output, and pads by one pixel."""
+    scaled = node.input_value(1).get_node()
+    if scaled.get_type_name() != "Multiply" or scaled.input_value(0).get_node().get_type_name() != "Convert":
+        return False
+    integers = scaled.input_value(0).get_node().input_value(0).get_node()
+    geometry = node.get_attributes()
+    plain = all(list(geometry[key]) == [1, 1] for key in ("strides", "dilations", "pads_begin", "pads_end"))
+    return integers.get_element_type() == ov.Type.i8 and list(node.get_input_shape(1))[2:] == [3, 3] and plain
+
+
+def _reader(node: ov.Node | None, kind: str) -> ov.Node | None:
+    """The node of that kind that alone reads ``node``, or None."""
+    targets = [] if node is None else list(node.output(0).get_target_inputs())
+    if len(targets) != 1 or targets[0].get_node().get_type_name() != kind:
+        return None
+    return targets[0].get_node()

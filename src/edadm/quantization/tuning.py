@@ -1,0 +1,117 @@
+"""Tuning of what is stored in float, once every unit is learned: on the output of the whole network.
+
+Units are learned one by one, so what their errors have in common passes through all of them; much of it is a bias that
+images show. With the integers fixed, this learns the scales of weights and activations, the biases, and the weights
+and biases of normalisations, so that the quantized network gives the full-precision network's output. Neither the size
+of the model nor its speed changes. Scales alone are what PEQA learns (Kim et al. 2023), normalisations alone what norm
+tweaking does (Li et al. 2024), both for language models.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from tqdm import trange
+
+from edadm.errors import InputError
+from edadm.params import Reconstruction
+from edadm.quantization.cache import Cache
+from edadm.quantization.fbr import CURVE_POINTS, STEP_FLOOR, UnitResult
+from edadm.quantization.layers import set_mode, simulated, simulated_layers
+from edadm.quantization.network import output
+from edadm.quantization.units import Unit
+
+
+@torch.enable_grad()
+def tune(
+    network: nn.Module,
+    units: list[Unit],
+    batches: list[tuple[Tensor, ...]],
+    settings: Reconstruction,
+    seed: int,
+    cache: Cache,
+) -> UnitResult:
+    """Learn the floats of a quantized ``network`` in place, from calibration ``batches`` of its inputs.
+
+    The loss is the mean squared error of the output. Rates fall along a cosine from ``settings.rate_tuning``, which is
+    relative for scales. Raises InputError when the loss is not finite.
+    """
+    rows = [torch.cat(parts) for parts in zip(*batches, strict=True)]
+    with torch.no_grad():
+        set_mode(network, "float")
+        target = cache.gather((output(network, inputs) for inputs in batches), len(rows[0]))
+        set_mode(network, "quantized")
+    before = _error(network, batches, target)
+    layers = list(simulated_layers(network).values())
+    steps = [part.input_scale for part in simulated(network).values()]
+    scales = [layer.weight_scale for layer in layers]
+    growths = [torch.zeros_like(scale) for scale in scales]  # a scale is learned as exp(growth) times what it was
+    others = [layer.bias for layer in layers if layer.bias is not None] + _normalisations(network)
+    learned = [*steps, *growths, *others]
+    for value in learned:
+        value.requires_grad_(True)
+    rate = settings.rate_tuning
+    groups = [{"params": [step], "lr": rate * step.item()} for step in steps]
+    optimizer = torch.optim.Adam([*groups, {"params": [*growths, *others]}], lr=rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.tuning)
+    generator = torch.Generator().manual_seed(seed)
+    curve, recent = [], []
+    every = max(1, settings.tuning // CURVE_POINTS)
+
+    def grow() -> None:
+        for layer, scale, growth in zip(layers, scales, growths, strict=True):
+            layer.weight_scale = scale * growth.exp()
+
+    for iteration in trange(1, settings.tuning + 1, desc="tuning", unit="step"):
+        chosen = torch.randint(len(target), (settings.batch,), generator=generator)
+        grow()
+        with _checkpointed(units):
+            found = output(network, tuple(row[chosen] for row in rows))
+        loss = (found - target[chosen].to(found.device)).square().mean()
+        if not torch.isfinite(loss):
+            raise InputError(f"the tuning loss is {loss.item()} at iteration {iteration}; lower rate_tuning")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        for step in steps:
+            step.data.clamp_min_(STEP_FLOOR)
+        recent.append(loss.item())
+        if iteration % every == 0 or iteration == settings.tuning:
+            curve.append((iteration, sum(recent) / len(recent)))
+            recent = []
+    for value in learned:
+        value.requires_grad_(False)
+    grow()
+    return UnitResult("network", "network", curve, before, _error(network, batches, target))
+
+
+@contextmanager
+def _checkpointed(units: list[Unit]) -> Iterator[None]:
+    """Within it, blocks keep no activations but compute them again: of all blocks together they may not fit."""
+    blocks = [unit.module for unit in units if unit.kind == "block"]
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
+
+
+def _normalisations(network: nn.Module) -> list[Tensor]:
+    """The vectors among the parameters outside quantized layers: weights and biases of normalisations."""
+    inside = {id(value) for part in simulated(network).values() for value in part.parameters()}
+    return [value for value in network.parameters() if id(value) not in inside and value.dim() == 1]
+
+
+@torch.no_grad()
+def _error(network: nn.Module, batches: list[tuple[Tensor, ...]], target: Tensor) -> float:
+    """The mean squared error of the output over all ``batches``."""
+    targets = target.split([len(inputs[0]) for inputs in batches])
+    found = (output(network, inputs).cpu() - exact for inputs, exact in zip(batches, targets, strict=True))
+    return math.fsum(error.square().sum().item() for error in found) / target.numel()
