@@ -63,10 +63,10 @@ def test_a_missing_measurement_is_one_line(params: parameters.Params, results: P
 
 def test_differences_of_recipes(params: parameters.Params) -> None:
     assert differences(params, "w4a8", "w4a8") == []
-    found = differences(params, "w4a8", "w4a8-qdiffusion")
-    gamma = params.variant("w4a8").reconstruction.layer_loss
+    found = differences(params, "w4a8-untuned", "w4a8-qdiffusion")
+    gamma = params.variant("w4a8-untuned").reconstruction.layer_loss
     assert found == [("reconstruction.layer_loss", gamma, 0.0), ("calibrator", ("tdac",), ("uniform",))]
-    assert differences(params, "w4a8", "w4a4") == [("activations", 8, 4)]
+    assert differences(params, "w4a8-untuned", "w4a4") == [("activations", 8, 4)]
     with pytest.raises(InputError, match="unknown variant 'nope'"):
         differences(params, "w4a8", "nope")
 
@@ -79,5 +79,6 @@ def test_baselines_differ_from_the_method_in_one_part_each(params: parameters.Pa
 
     assert fields("w4a8", "w4a8-tdac") == {"reconstruction.layer_loss"}
     assert fields("w4a8", "w4a8-fbr") == {"calibrator"}
-    assert fields("w4a8-tdac", "w4a8-qdiffusion") == {"calibrator"}
-    assert fields("w4a8-tdac", "w4a8-ptq4dm") == {"calibrator"}
+    assert fields("w4a8", "w4a8-untuned") == {"reconstruction.tuning"}
+    assert fields("w4a8-untuned", "w4a8-qdiffusion") == {"reconstruction.layer_loss", "calibrator"}
+    assert fields("w4a8-untuned", "w4a8-ptq4dm") == {"reconstruction.layer_loss", "calibrator"}

@@ -31,7 +31,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     params["systems"][SYSTEM]["sampler"]["steps"] = 4
     params["systems"][SYSTEM]["calibration"] |= {"samples": 8, "batch": 8}
     params["systems"][SYSTEM]["sampling"] |= {"batch": 2, "shard": 4, "images": {"demo": 8, "full": 10}}
-    params["variants"]["w4a8"]["reconstruction"] |= {"iterations": 2, "batch": 4}
+    params["variants"]["w4a8"]["reconstruction"] |= {"iterations": 2, "batch": 4, "tuning": 2}
     params["engine"]["threads"] = 1
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     monkeypatch.chdir(tmp_path)

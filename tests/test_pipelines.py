@@ -14,11 +14,13 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from safetensors.torch import load_file
 
 import edadm
+from edadm import params as parameters
 from edadm.errors import InputError
 from edadm.params import CalibrationParams
 from edadm.pipelines import calls, folder, generate, quantize
 from edadm.quantization import fbr
 
+ROOT = Path(__file__).parent.parent
 SETTINGS = {"samples": 5, "batch": 3, "diversity_weight": 1.2, "radius_quantile": 0.3, "seed": 10}
 RECIPE = edadm.recipe("w4a8", iterations=2, batch=4)
 
@@ -234,6 +236,14 @@ def test_data_that_do_not_fit_are_refused() -> None:
         edadm.recipe("w4a8", iteration=3)
     with pytest.raises(InputError, match="rate_rounding"):
         edadm.recipe("w4a8", rate_rounding=-1.0)
+
+
+def test_recipes_are_those_of_the_pipeline() -> None:
+    params = parameters.load(ROOT / "params.yaml")
+    for name in ("w8a8", "w4a8"):
+        assert edadm.recipe(name) == params.variant(name)
+    assert edadm.recipe("w4a8", iterations=10).reconstruction.tuning == 5
+    assert edadm.recipe("w4a8", tuning=0).reconstruction.tuning == 0
 
 
 def test_pipelines_that_cannot_be_used(sources: Callable[[str], Path]) -> None:

@@ -20,7 +20,7 @@ ROWS = 64
 
 def settings(**changes: object) -> Reconstruction:
     return Reconstruction(
-        **{"method": "fbr", "iterations": 2, "batch": 16, "tuning": 60, "rate_tuning": 0.005} | changes
+        **{"method": "fbr", "iterations": 2, "batch": 16, "tuning": 40, "rate_tuning": 0.005} | changes
     )
 
 
@@ -37,20 +37,19 @@ def inputs(seed: int, context: bool) -> dict[str, Tensor]:
     return rows | ({"context": torch.randn(ROWS, 5, tiny.CONTEXT, generator=generator)} if context else {})
 
 
-@pytest.mark.parametrize("make", [tiny.unet, tiny.conditional_unet])
-def test_the_networks_error_falls_on_data_that_it_has_not_seen(make: object, tmp_path: Path) -> None:
-    exact = make()
-    data, fresh = (inputs(seed, make is tiny.conditional_unet) for seed in (1, 2))
+def test_the_networks_error_falls_on_data_that_it_has_not_seen(tmp_path: Path) -> None:
+    exact = tiny.unet()
+    data, fresh = (inputs(seed, context=False) for seed in (1, 2))
     errors, results = {}, {}
-    for steps in (0, 60):
+    for steps in (0, 40):
         model = copy.deepcopy(exact)
         results[steps] = quantize(model, data, recipe(tuning=steps), tmp_path / str(steps), "mark")
         with torch.no_grad():
             wanted = output(exact, tuple(fresh.values()))
             errors[steps] = (output(model, tuple(fresh.values())) - wanted).square().mean().item()
             own = (output(model, tuple(data.values())) - output(exact, tuple(data.values()))).square().mean().item()
-    assert errors[60] < 0.8 * errors[0]
-    *units, network = results[60]
+    assert errors[40] < 0.8 * errors[0]
+    *units, network = results[40]
     assert units == results[0] and (network.unit, network.kind) == ("network", "network")
     assert network.error_after == pytest.approx(own, rel=1e-3) and network.error_after < network.error_before
 

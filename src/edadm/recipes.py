@@ -14,7 +14,8 @@ def recipe(name: str, **changes: Any) -> Recipe:
     """The recipe ``name``, wBaB with 2 to 8 bits for weights and activations, with ``changes`` to its fields.
 
     It is TDAC and FBR as the variants of params.yaml have it. ``changes`` are fields of ``Recipe`` and of
-    ``Reconstruction``. InputError for an unknown name, field or value.
+    ``Reconstruction``; with fewer weight bits than 8, the steps of tuning are half of its iterations if they are not
+    given. InputError for an unknown name, field or value.
 
     >>> recipe("w4a8", iterations=500).reconstruction.iterations
     500
@@ -41,6 +42,8 @@ def recipe(name: str, **changes: Any) -> Recipe:
         if key not in known:
             raise InputError(f"a recipe has no field {key!r}; known: {', '.join(sorted(known))}")
         (learning if key in inner else outer)[key] = value
+    if not eight:
+        learning.setdefault("tuning", learning["iterations"] // 2)
     made = Recipe(**outer, reconstruction=Reconstruction(**learning))
     check(made, "recipe")
     return made
