@@ -117,7 +117,7 @@ def test_unknown_names(accessor: str) -> None:
         ("ablation.system", "nope", ["'nope'", "fashion-ddim"]),
         ("ablation.repeats", [], ["[]", "at least 0"]),
         ("ablation.repeats", [1, 1], ["[1, 1]", "at least 0"]),
-        ("ablation.calibrators", ["tdac"], ["rows[5].calibrator", "'uniform'", "allowed: tdac (ablation.calibrators)"]),
+        ("ablation.calibrators", ["tdac"], ["rows[6].calibrator", "'uniform'", "allowed: tdac (ablation.calibrators)"]),
         ("ablation.rows", [{"variant": "w2a2", "calibrator": "tdac"}], ["rows[0].variant", "'w2a2'", "w4a8-tdac"]),
         ("ablation.rows", [{"variant": "fp32", "calibrator": "best"}], ["rows[0].calibrator", "'best'", "uniform"]),
         ("ablation.rows", [{"variant": "fp32", "steps": 1}], ["rows[0].steps", "unknown key", "calibrator"]),

@@ -234,7 +234,7 @@ UNUSED = {
         "quantization/baselines.py",
         "quantization/tdac.py",
     },
-    "deployment": {"engines/__init__.py", "engines/conditioning.py"},
+    "deployment": {"engines/__init__.py", "engines/conditioning.py", "engines/upsampling.py"},
     "samples": {"engines/reference.py", "quantization/quantizer.py"},
     "verification": {
         "engines/__init__.py",
@@ -249,6 +249,7 @@ UNUSED = {
         "engines/cpu.py",
         "engines/graph.py",
         "engines/processor.py",
+        "engines/upsampling.py",
         "quantization/autoencoder.py",
         "quantization/baselines.py",
         "quantization/quantizer.py",
