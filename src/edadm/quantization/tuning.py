@@ -104,9 +104,18 @@ def _checkpointed(units: list[Unit]) -> Iterator[None]:
 
 
 def _normalisations(network: nn.Module) -> list[Tensor]:
-    """The vectors among the parameters outside quantized layers: weights and biases of normalisations."""
+    """The vectors among the parameters outside quantized layers: weights and biases of normalisations.
+
+    They become the network's own: it may share them with the one that it was made of.
+    """
     inside = {id(value) for part in simulated(network).values() for value in part.parameters()}
-    return [value for value in network.parameters() if id(value) not in inside and value.dim() == 1]
+    found = []
+    for module in network.modules():
+        for name, value in list(module.named_parameters(recurse=False)):
+            if id(value) not in inside and value.dim() == 1:
+                found.append(nn.Parameter(value.detach().clone(), requires_grad=False))
+                setattr(module, name, found[-1])
+    return found
 
 
 @torch.no_grad()
