@@ -202,7 +202,7 @@ def published(unet: nn.Module, units: list[Unit], chosen: set[int], batches: Bat
         seconds = time.perf_counter() - before
         with torch.no_grad():
             outputs = [unit.module(*call.args, **call.kwargs) for call in quantized_calls]
-        error = fbr._error(outputs, targets)
+        error = fbr.output_error(outputs, targets)
         rows.append({"seconds": seconds, "bytes": memory.growth, "learning": learning, "error": error})
     return rows
 

@@ -194,8 +194,8 @@ def test_bias_correction_removes_the_mean_error_of_every_channel(
         means.append((torch.cat(outputs) - torch.cat(targets)).transpose(0, 1).flatten(1).mean(1).abs().max().item())
         return error(outputs, targets)
 
-    error = fbr._error
-    monkeypatch.setattr(fbr, "_error", spy)
+    error = fbr.output_error
+    monkeypatch.setattr(fbr, "output_error", spy)
     errors = {}
     for correct in (False, True):
         settings = Reconstruction(method="fbr", iterations=2, batch=8, bias_correction=correct)

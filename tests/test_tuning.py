@@ -91,8 +91,8 @@ def test_a_run_killed_while_it_is_tuned_ends_with_the_same_bytes(
     monkeypatch.setattr(fbr.Learner, "learn", lambda self, *a: learned.append(self.unit.name) or learn(self, *a))
     quantize(again, data, recipe(tuning=3), tmp_path / "killed", "mark")
     assert learned == []
-    for one, other in ((whole.state_dict(), again.state_dict()),):
-        assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    one, other = whole.state_dict(), again.state_dict()
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_blocks_compute_their_activations_again_to_keep_few(tmp_path: Path) -> None:

@@ -26,13 +26,13 @@ from edadm.files import atomic_folder, read_json, write_json
 from edadm.quantization import autoencoder, checkpoint, network
 from edadm.quantization.checkpoint import QuantizedCheckpoint
 from edadm.quantization.integer_layer import PACKED_BITS, IntegerLayer
+from edadm.quantization.quantizer import weight_grid
 
 log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 2
 PRODUCTS = ("q", "softmax")  # an attention's products are called by their first operands
 BODIES = ("f32", "bf16")
-LARGEST_WEIGHT = 127
 SAFE_WEIGHT = 63  # 2 * 255 * 63 < 2**15: two products fit into 16 bits
 
 
@@ -208,11 +208,12 @@ def _for_batch(
     apart: bool = True,
 ) -> CpuEngine:
     """``graph``, with int8 weights, compiled for one batch size; InputError when it would be wrong, or slow."""
-    if description["largest_weight"] > SAFE_WEIGHT and not has_int8_dot():
+    exact = has_int8_dot()
+    if description["largest_weight"] > SAFE_WEIGHT and not exact:
         reason = f"this processor has neither VNNI nor AMX, where weights beyond {SAFE_WEIGHT} give wrong sums"
         raise InputError(f"{reason}; use weights of at most 7 bits in every layer")
     graph.reshape({name: [batch, *shape[1:]] for name, shape in description["inputs"].items()})
-    added = fold_upsampling(graph, LARGEST_WEIGHT if has_int8_dot() else SAFE_WEIGHT)
+    added = fold_upsampling(graph, weight_grid(8)[1] if exact else SAFE_WEIGHT)
     models = take_apart(graph) if apart else [graph]
     core = ov.Core()
     compiled = [compile_graph(core, model, body, threads, cache_dir) for model in models]

@@ -39,26 +39,24 @@ def fold_upsampling(graph: ov.Model, largest: int) -> list[str]:
         quantization = _reader(node, "FakeQuantize") or _reader(_reader(node, "Minimum"), "FakeQuantize")
         convolution = _reader(quantization, "Convolution")
         bias = _reader(convolution, "Add")
-        if bias is None or not _is_3x3(convolution):
+        integers = None if bias is None else _weight(convolution)
+        if integers is None:
             continue
-        scaled = convolution.input_value(1).get_node()
-        integers = scaled.input_value(0).get_node().input_value(0).get_node()
-        weights = [phase_weights(integers.data.astype(np.int32), *phase) for phase in PHASES]
+        weights = [phase_weights(integers, *phase) for phase in PHASES]
         if max(np.abs(sums).max() for sums in weights) > largest:
             continue
-        first = next(iter(node.output(0).get_target_inputs()))
-        first.replace_source_output(node.input_value(0))
-        quantization.validate_and_infer_types()
+        (reader,) = node.output(0).get_target_inputs()
+        reader.replace_source_output(node.input_value(0))
+        name, scale = convolution.get_friendly_name(), convolution.input_value(1).get_node().input_value(1)
+        names = [name, *(f"{name}.{number}" for number in range(1, len(PHASES)))]
         outputs = []
-        for number, ((row, column), sums) in enumerate(zip(PHASES, weights, strict=True)):
-            weight = op.multiply(op.convert(op.constant(sums.astype(np.int8)), "f32"), scaled.input_value(1))
+        for phase, (row, column), sums in zip(names, PHASES, weights, strict=True):
+            weight = op.multiply(op.convert(op.constant(sums.astype(np.int8)), "f32"), scale)
             edges = [1 - row, 1 - column], [row, column]  # zeros before the first and after the last pixel
             y = op.convolution(quantization, weight, [1, 1], *edges, [1, 1])
-            y.set_friendly_name(
-                f"{convolution.get_friendly_name()}.{number}" if number else convolution.get_friendly_name()
-            )
+            y.set_friendly_name(phase)
             outputs.append(op.add(y, bias.input_value(1)))
-            added += [y.get_friendly_name()] if number else []
+        added += names[1:]
         whole = op.depth_to_space(op.concat(outputs, 1), "blocks_first", 2)
         whole.set_friendly_name(bias.get_friendly_name())
         for target in list(bias.output(0).get_target_inputs()):
@@ -76,15 +74,16 @@ def _doubles(node: ov.Node) -> bool:
     return doubled and repeated == ("nearest", "asymmetric", "floor") and not any(kind["pads_begin"] + kind["pads_end"])
 
 
-def _is_3x3(node: ov.Node) -> bool:
-    """Whether a convolution is a layer's, of 3x3 int8 weights with one scale per output, and pads by one pixel."""
+def _weight(node: ov.Node) -> np.ndarray | None:
+    """The int8 weights of a convolution, or None unless it is a layer's, of 3x3 weights, and pads by one pixel."""
     scaled = node.input_value(1).get_node()
     if scaled.get_type_name() != "Multiply" or scaled.input_value(0).get_node().get_type_name() != "Convert":
-        return False
+        return None
     integers = scaled.input_value(0).get_node().input_value(0).get_node()
     geometry = node.get_attributes()
     plain = all(list(geometry[key]) == [1, 1] for key in ("strides", "dilations", "pads_begin", "pads_end"))
-    return integers.get_element_type() == ov.Type.i8 and list(node.get_input_shape(1))[2:] == [3, 3] and plain
+    fits = integers.get_element_type() == ov.Type.i8 and list(node.get_input_shape(1))[2:] == [3, 3] and plain
+    return integers.data if fits else None
 
 
 def _reader(node: ov.Node | None, kind: str) -> ov.Node | None:

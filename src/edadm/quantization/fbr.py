@@ -8,7 +8,7 @@ the quantized unit, fed by its quantized predecessors, gives the full-precision 
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,9 +159,17 @@ def correct_bias(layers: list[SimulatedLayer], outputs: list[Tensor], targets: l
     last.bias += (sum(error.flatten(0, -2).sum(0) for error in errors) / places).float().to(last.bias.device)
 
 
-def _error(outputs: list[Tensor], targets: list[Tensor]) -> float:
+def output_error(outputs: Iterable[Tensor], targets: Sequence[Tensor]) -> float:
+    """The mean squared error of all ``outputs``, batch by batch."""
     total = sum((a - b).square().sum().item() for a, b in zip(outputs, targets, strict=True))
     return total / sum(a.numel() for a in targets)
+
+
+def loss_curve(losses: list[float]) -> list[tuple[int, float]]:
+    """The losses of all iterations as (iteration, mean since the point before), in about ``CURVE_POINTS`` points."""
+    every = max(1, len(losses) // CURVE_POINTS)
+    parts = [losses[start : start + every] for start in range(0, len(losses), every)]
+    return [(index * every + len(part), sum(part) / len(part)) for index, part in enumerate(parts)]
 
 
 def seed(settings: Reconstruction, index: int) -> int:
@@ -209,8 +217,7 @@ class Learner:
         schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(o, settings.iterations) for o in optimizers]
         for part in self.parts:
             part.drop, part.generator = settings.activation_drop, self.generator
-        curve, recent = [], []
-        every = max(1, settings.iterations // CURVE_POINTS)
+        losses = []
         with torch.enable_grad(), _Outputs(self.inner) as inner:
             for iteration in range(1, settings.iterations + 1):
                 rows = torch.randint(full.count, (settings.batch,), generator=self.generator)
@@ -237,16 +244,13 @@ class Learner:
                     schedule.step()
                 for part in self.parts:
                     part.input_scale.data.clamp_min_(STEP_FLOOR)
-                recent.append(loss.item())
-                if iteration % every == 0 or iteration == settings.iterations:
-                    curve.append((iteration, sum(recent) / len(recent)))
-                    recent = []
+                losses.append(loss.item())
         for layer in self.layers:
             layer.harden_rounding()
         for part in self.parts:
             part.input_scale.requires_grad_(False)
             part.drop, part.generator = 0.0, None
-        return curve
+        return loss_curve(losses)
 
 
 def unit_state(unit: Unit) -> dict[str, Tensor]:
@@ -295,13 +299,13 @@ def reconstruct(
             target, layer_targets = _run(unit, calls, "float", cache, learner.inner if found is None else ())
             targets = target.split(sizes)
             if found is None:
-                before = _error(_run(unit, quantized_calls, "quantized", cache)[0].split(sizes), targets)
+                before = output_error(_run(unit, quantized_calls, "quantized", cache)[0].split(sizes), targets)
                 curve = learner.learn(Rows(calls, cache), Rows(quantized_calls, cache), target, layer_targets)
                 outputs = _run(unit, quantized_calls, "quantized", cache)[0].split(sizes)
                 if settings.bias_correction:
                     correct_bias(learner.layers, outputs, targets)
                     outputs = _run(unit, quantized_calls, "quantized", cache)[0].split(sizes)
-                result = UnitResult(unit.name, unit.kind, curve, before, _error(outputs, targets))
+                result = UnitResult(unit.name, unit.kind, curve, before, output_error(outputs, targets))
                 keep(index, unit_state(unit), result)
             else:
                 state, result = found

@@ -143,7 +143,7 @@ def _quantize(
     settings = recipe.reconstruction
     results = fbr.reconstruct(network, units, batches, settings, done.restore, done.keep, cache)
     if settings.tuning:
-        results.append(tuning.tune(network, units, batches, settings, fbr.seed(settings, len(units)), cache))
+        results.append(tuning.tune(network, units, batches, settings, cache))
     return results
 
 

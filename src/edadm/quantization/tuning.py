@@ -7,7 +7,6 @@ of the model nor its speed changes. Scales alone are what PEQA learns (Kim et al
 tweaking does (Li et al. 2024), both for language models.
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -20,7 +19,7 @@ from tqdm import trange
 from edadm.errors import InputError
 from edadm.params import Reconstruction
 from edadm.quantization.cache import Cache
-from edadm.quantization.fbr import CURVE_POINTS, STEP_FLOOR, UnitResult
+from edadm.quantization.fbr import STEP_FLOOR, UnitResult, loss_curve, output_error, seed
 from edadm.quantization.layers import set_mode, simulated, simulated_layers
 from edadm.quantization.network import output
 from edadm.quantization.units import Unit
@@ -32,7 +31,6 @@ def tune(
     units: list[Unit],
     batches: list[tuple[Tensor, ...]],
     settings: Reconstruction,
-    seed: int,
     cache: Cache,
 ) -> UnitResult:
     """Learn the floats of a quantized ``network`` in place, from calibration ``batches`` of its inputs.
@@ -58,36 +56,32 @@ def tune(
     groups = [{"params": [step], "lr": rate * step.item()} for step in steps]
     optimizer = torch.optim.Adam([*groups, {"params": [*growths, *others]}], lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.tuning)
-    generator = torch.Generator().manual_seed(seed)
-    curve, recent = [], []
-    every = max(1, settings.tuning // CURVE_POINTS)
+    generator = torch.Generator().manual_seed(seed(settings, len(units)))
+    losses = []
 
     def grow() -> None:
         for layer, scale, growth in zip(layers, scales, growths, strict=True):
             layer.weight_scale = scale * growth.exp()
 
-    for iteration in trange(1, settings.tuning + 1, desc="tuning", unit="step"):
-        chosen = torch.randint(len(target), (settings.batch,), generator=generator)
-        grow()
-        with _checkpointed(units):
+    with _checkpointed(units):
+        for iteration in trange(1, settings.tuning + 1, desc="tuning", unit="step"):
+            chosen = torch.randint(len(target), (settings.batch,), generator=generator)
+            grow()
             found = output(network, tuple(row[chosen] for row in rows))
-        loss = (found - target[chosen].to(found.device)).square().mean()
-        if not torch.isfinite(loss):
-            raise InputError(f"the tuning loss is {loss.item()} at iteration {iteration}; lower rate_tuning")
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        for step in steps:
-            step.data.clamp_min_(STEP_FLOOR)
-        recent.append(loss.item())
-        if iteration % every == 0 or iteration == settings.tuning:
-            curve.append((iteration, sum(recent) / len(recent)))
-            recent = []
+            loss = (found - target[chosen].to(found.device)).square().mean()
+            if not torch.isfinite(loss):
+                raise InputError(f"the tuning loss is {loss.item()} at iteration {iteration}; lower rate_tuning")
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            for step in steps:
+                step.data.clamp_min_(STEP_FLOOR)
+            losses.append(loss.item())
     for value in learned:
         value.requires_grad_(False)
     grow()
-    return UnitResult("network", "network", curve, before, _error(network, batches, target))
+    return UnitResult("network", "network", loss_curve(losses), before, _error(network, batches, target))
 
 
 @contextmanager
@@ -121,6 +115,5 @@ def _normalisations(network: nn.Module) -> list[Tensor]:
 @torch.no_grad()
 def _error(network: nn.Module, batches: list[tuple[Tensor, ...]], target: Tensor) -> float:
     """The mean squared error of the output over all ``batches``."""
-    targets = target.split([len(inputs[0]) for inputs in batches])
-    found = (output(network, inputs).cpu() - exact for inputs, exact in zip(batches, targets, strict=True))
-    return math.fsum(error.square().sum().item() for error in found) / target.numel()
+    outputs = (output(network, inputs).cpu() for inputs in batches)
+    return output_error(outputs, target.split([len(inputs[0]) for inputs in batches]))
