@@ -1,24 +1,28 @@
 """Time and memory of reconstructing units of the CIFAR-10 U-Net: our schedule beside the published code's.
 
-Both learn the same units with the same layers, losses, optimisers and number of steps; what differs is the schedule.
+All learn the same units with the same layers, losses, optimisers and number of steps:
 
 - ours (edadm.quantization.fbr): targets of the block and of its layers computed once, one forward and one backward per
   step, inputs advanced from unit to unit;
-- the published code's, re-implemented here from its description (method: three forwards and two backwards per step):
-  per step the quantized unit for the block's loss, the full-precision unit for the layers' targets (its graph is kept),
-  the quantized unit again for the layers' losses; per unit, the network before it is run twice over the whole
-  calibration set, once in full precision and once quantized.
+- published: the published code, re-implemented here from its description. Per step the quantized unit for the block's
+  loss, the full-precision unit for the layers' targets (its graph is kept), the quantized unit again for the layers'
+  losses, and the gradients of both; per unit, the network before it is run twice over the whole calibration set, once
+  in full precision and once quantized. Its quantizer is a chain of PyTorch's operations that autograd follows;
+- published_schedule: that, with our quantizer. So it says what the schedule alone costs.
 
 The architecture is that of the CIFAR-10 model (35.7 million parameters at the default width), with random weights.
-Writes a JSON with the seconds per step, the seconds and the growth of resident memory per unit, and the errors reached.
+The three run in turn, ``--rounds`` times; medians count. Writes a JSON with the seconds per step, the seconds per unit
+for a calibration set and a number of steps as published, the growth of resident memory, and the errors reached.
 """
 
 import copy
 import json
 import platform
+import statistics
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,12 +37,12 @@ from torch import Tensor, nn
 from edadm.params import Recipe, Reconstruction
 from edadm.quantization import fbr
 from edadm.quantization.cache import Cache
-from edadm.quantization.layers import set_mode
-from edadm.quantization.quantizer import coin_flips
+from edadm.quantization.layers import Simulated, set_mode
 from edadm.quantization.units import Unit, find_units, simulate
 from edadm.quantization.walk import Call
 
 Batches = list[tuple[Tensor, ...]]
+PUBLISHED = ((5000, 1024), (1000, 2048))  # steps per unit and calibration rows: CIFAR-10 and LSUN, ImageNet
 
 
 def cifar_unet(width: int) -> nn.Module:
@@ -142,6 +146,31 @@ def prefix(unet: nn.Module, unit: Unit, batches: Batches, mode: str) -> tuple[li
     return calls, outputs
 
 
+def published_loss(a: Tensor, b: Tensor) -> Tensor:
+    """The published squared error, differentiable in both."""
+    return (a - b).abs().pow(2).sum(fbr._channel_axis(a)).mean()
+
+
+@contextmanager
+def published_quantizer() -> Iterator[None]:
+    """Within it, activations are quantized as the published code does: step by step, a random float an element."""
+
+    def activations(self: Simulated, x: Tensor) -> Tensor:
+        if self.mode != "quantized":
+            return x
+        scaled = x / self.input_scale
+        rounded = (scaled.round() - scaled).detach() + scaled
+        integers = (rounded + self.input_zero_point).clamp(0, 2**self.input_bits - 1)
+        result = (integers - self.input_zero_point) * self.input_scale
+        return torch.where(torch.rand_like(x) < self.drop, x, result) if self.drop else result
+
+    ours, Simulated.activations = Simulated.activations, activations
+    try:
+        yield
+    finally:
+        Simulated.activations = ours
+
+
 def published_learning(learner: fbr.Learner, full: fbr.Rows, quantized: fbr.Rows, target: Tensor) -> None:
     """The published code's loop: three forwards a step, the gradients of two of them, targets of layers every time."""
     settings, module, generator = learner.settings, learner.unit.module, learner.generator
@@ -159,9 +188,9 @@ def published_learning(learner: fbr.Learner, full: fbr.Rows, quantized: fbr.Rows
     for _ in range(settings.iterations):
         rows = torch.randint(full.count, (settings.batch,), generator=generator)
         call, exact = quantized.take(rows), full.take(rows)
-        mixed = coin_flips(call.args[0].shape, settings.input_mix, generator)
+        mixed = torch.rand_like(call.args[0]) < settings.input_mix
         args = (torch.where(mixed, call.args[0], exact.args[0]), *call.args[1:])
-        loss = fbr.squared_error(module(*args, **call.kwargs), target[rows])
+        loss = published_loss(module(*args, **call.kwargs), target[rows])
         set_mode(module, "float")
         with fbr._Outputs(learner.inner) as wanted:
             module(*exact.args, **exact.kwargs)
@@ -169,7 +198,7 @@ def published_learning(learner: fbr.Learner, full: fbr.Rows, quantized: fbr.Rows
         with fbr._Outputs(learner.inner) as seen:
             module(*args, **call.kwargs)
         for a, b in zip(seen.seen, wanted.seen, strict=True):
-            loss = loss + settings.layer_loss * fbr.squared_error(a, b)
+            loss = loss + settings.layer_loss * published_loss(a, b)
         for optimizer in optimizers:
             optimizer.zero_grad()
         loss.backward()
@@ -187,8 +216,10 @@ def published_learning(learner: fbr.Learner, full: fbr.Rows, quantized: fbr.Rows
         part.drop, part.generator = 0.0, None
 
 
-def published(unet: nn.Module, units: list[Unit], chosen: set[int], batches: Batches, settings: Reconstruction) -> list:
-    """Learn the chosen units with the published schedule."""
+def published_schedule(
+    unet: nn.Module, units: list[Unit], chosen: set[int], batches: Batches, settings: Reconstruction
+) -> list:
+    """Learn the chosen units with the published schedule and our quantizer."""
     rows = []
     for index in sorted(chosen):
         unit, before = units[index], time.perf_counter()
@@ -207,37 +238,52 @@ def published(unet: nn.Module, units: list[Unit], chosen: set[int], batches: Bat
     return rows
 
 
-def summary(rows: list[dict], units: list[str], steps: int, iterations: int) -> list[dict]:
-    """Per unit what is reported: the seconds for ``iterations`` steps follow from those measured for ``steps``."""
+def published(unet: nn.Module, units: list[Unit], chosen: set[int], batches: Batches, settings: Reconstruction) -> list:
+    """Learn the chosen units as the published code does."""
+    with published_quantizer():
+        return published_schedule(unet, units, chosen, batches, settings)
+
+
+def summary(rounds: list[list[dict]], units: list[str], steps: int) -> list[dict]:
+    """Per unit the medians of what is measured; ``steps`` were run."""
     found = []
-    for name, row in zip(units, rows, strict=True):
-        step, rest = row["learning"] / steps, row["seconds"] - row["learning"]
+    for name, *rows in zip(units, *rounds, strict=True):
+        middle = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
         found.append(
             {
                 "unit": name,
-                "seconds_per_step": step,
-                "seconds_besides_steps": rest,
-                "seconds_per_unit": rest + iterations * step,
-                "peak_mib": row["bytes"] / 2**20,
-                "error": row["error"],
+                "seconds_per_step": middle["learning"] / steps,
+                "seconds_besides_steps": middle["seconds"] - middle["learning"],
+                "peak_mib": middle["bytes"] / 2**20,
+                "error": middle["error"],
             }
         )
     return found
 
 
+def ratios(theirs: list[dict], ours: list[dict], iterations: int, growth: float) -> dict[str, float]:
+    """Of the sums over units; a unit takes ``iterations`` steps, and of calibration rows ``growth`` times those run."""
+
+    def sums(rows: list[dict]) -> dict[str, float]:
+        found = {key: sum(row[key] for row in rows) for key in rows[0] if key != "unit"}
+        whole = found["seconds_per_step"] * iterations + found["seconds_besides_steps"] * growth
+        return found | {"seconds_per_unit": whole}
+
+    above, below = sums(theirs), sums(ours)
+    return {key: above[key] / below[key] for key in above}
+
+
 @click.command()
 @click.option("--width", type=click.IntRange(32), default=128, show_default=True, help="128 is the CIFAR-10 model.")
-@click.option("--samples", type=click.IntRange(1), default=256, show_default=True, help="Rows of the calibration set.")
+@click.option("--samples", type=click.IntRange(1), default=128, show_default=True, help="Rows that are run.")
 @click.option("--batch", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--steps", type=click.IntRange(1), default=20, show_default=True, help="Steps that are run per unit.")
-@click.option("--iterations", type=click.IntRange(1), default=5000, show_default=True, help="Steps that a unit takes.")
 @click.option("--units", "count", type=click.IntRange(1), default=8, show_default=True, help="Units, evenly spread.")
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results/reconstruction.json"))
-def main(
-    width: int, samples: int, batch: int, steps: int, iterations: int, count: int, threads: int, out: Path
-) -> None:
-    """Measure both schedules on the same units and write a JSON."""
+def main(width: int, samples: int, batch: int, steps: int, count: int, rounds: int, threads: int, out: Path) -> None:
+    """Measure the schedules on the same units and write a JSON."""
     torch.set_num_threads(threads)
     generator = torch.Generator().manual_seed(1)
     x, t = torch.randn(samples, 3, 32, 32, generator=generator), torch.randint(0, 1000, (samples,), generator=generator)
@@ -250,34 +296,35 @@ def main(
     fbr.initialise(unet, batches, recipe)
     units = find_units(unet, example)
     chosen = {round(place * (len(units) - 1) / max(count - 1, 1)) for place in range(count)}
-    names = [units[index].name for index in sorted(chosen)]
-    measured = {}
-    runs = [
-        ("warm-up", published, batches[:1], 1),
-        ("ours", ours, batches, steps),
-        ("published", published, batches, steps),
-    ]
-    for name, run, rows, iterations_run in runs:
+
+    def run(schedule: Callable, rows: Batches, settings: Reconstruction) -> list[dict]:
         network = copy.deepcopy(unet)  # each begins with the same state
-        settings_run = replace(settings, iterations=iterations_run)
-        found = run(network, find_units(network, example), chosen, rows, settings_run)
-        measured[name] = summary(found, names, iterations_run, iterations)
-    del measured["warm-up"]
-    ratios = {
-        key: sum(row[key] for row in measured["published"]) / sum(row[key] for row in measured["ours"])
-        for key in ("seconds_per_step", "seconds_besides_steps", "seconds_per_unit", "error")
+        return schedule(network, find_units(network, example), chosen, rows, settings)
+
+    run(published, batches[:1], replace(settings, iterations=1))  # warms up
+    measured = {schedule: [] for schedule in (ours, published_schedule, published)}
+    for _ in range(rounds):
+        for schedule, found in measured.items():
+            found.append(run(schedule, batches, settings))
+    names = [units[index].name for index in sorted(chosen)]
+    found = {schedule.__name__: summary(of_it, names, steps) for schedule, of_it in measured.items()}
+    compared = {
+        f"{name}_over_ours": {
+            f"{iterations} steps, {rows} rows": ratios(found[name], found["ours"], iterations, rows / samples)
+            for iterations, rows in PUBLISHED
+        }
+        for name in ("published", "published_schedule")
     }
     content = {
         "machine": {"processor": platform.processor() or platform.machine(), "threads": threads},
         "torch": torch.__version__,
-        "settings": {"width": width, "samples": samples, "batch": batch, "steps": steps, "iterations": iterations},
-        "published_over_ours": ratios,
-        **measured,
+        "settings": {"width": width, "samples": samples, "batch": batch, "steps": steps, "rounds": rounds},
+        **compared,
+        **found,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(content, indent=2) + "\n")
-    for key, value in ratios.items():
-        click.echo(f"{key}: {value:.2f} times ours")
+    click.echo(json.dumps(compared, indent=2))
 
 
 if __name__ == "__main__":

@@ -106,6 +106,25 @@ def test_gradients_reach_every_rounding_and_step(
     assert all(layer.input_scale.item() != start[name] for name, layer in simulated_layers(model).items())
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("shape", "axis"), [((4, 6, 5, 3), 1), ((4, 7, 6), 2), ((4, 6), 1)])
+def test_the_squared_error_and_its_gradient_are_autograds(shape: tuple[int, ...], axis: int, weighted: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b, weight = (torch.randn(size, generator=generator) for size in (shape, shape, shape[1:]))
+    losses, gradients = [], []
+    for plain in (False, True):
+        values = a.clone().requires_grad_()
+        if plain:
+            loss = ((values - b) ** 2 * (weight if weighted else 1)).sum(axis).mean()
+        else:
+            loss = fbr.squared_error(values, b, weight if weighted else None)
+        (0.8 * loss).backward()
+        losses.append(loss.detach())
+        gradients.append(values.grad)
+    assert torch.allclose(*losses, rtol=1e-6)
+    assert torch.allclose(*gradients, rtol=1e-6)
+
+
 @pytest.mark.parametrize("layer_loss", [0.0, 0.7])
 def test_the_loss_is_the_blocks_and_gamma_times_that_of_its_inner_layers(
     unet: nn.Module, data: dict[str, torch.Tensor], layer_loss: float
