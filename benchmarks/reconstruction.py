@@ -191,14 +191,15 @@ def published_learning(learner: fbr.Learner, full: fbr.Rows, quantized: fbr.Rows
         mixed = torch.rand_like(call.args[0]) < settings.input_mix
         args = (torch.where(mixed, call.args[0], exact.args[0]), *call.args[1:])
         loss = published_loss(module(*args, **call.kwargs), target[rows])
-        set_mode(module, "float")
-        with fbr._Outputs(learner.inner) as wanted:
-            module(*exact.args, **exact.kwargs)
-        set_mode(module, "quantized")
-        with fbr._Outputs(learner.inner) as seen:
-            module(*args, **call.kwargs)
-        for a, b in zip(seen.seen, wanted.seen, strict=True):
-            loss = loss + settings.layer_loss * published_loss(a, b)
+        if learner.inner:
+            set_mode(module, "float")
+            with fbr._Outputs(learner.inner) as wanted:
+                module(*exact.args, **exact.kwargs)
+            set_mode(module, "quantized")
+            with fbr._Outputs(learner.inner) as seen:
+                module(*args, **call.kwargs)
+            for a, b in zip(seen.seen, wanted.seen, strict=True):
+                loss = loss + settings.layer_loss * published_loss(a, b)
         for optimizer in optimizers:
             optimizer.zero_grad()
         loss.backward()
@@ -275,11 +276,11 @@ def ratios(theirs: list[dict], ours: list[dict], iterations: int, growth: float)
 
 @click.command()
 @click.option("--width", type=click.IntRange(32), default=128, show_default=True, help="128 is the CIFAR-10 model.")
-@click.option("--samples", type=click.IntRange(1), default=128, show_default=True, help="Rows that are run.")
+@click.option("--samples", type=click.IntRange(1), default=64, show_default=True, help="Rows that are run.")
 @click.option("--batch", type=click.IntRange(1), default=32, show_default=True)
-@click.option("--steps", type=click.IntRange(1), default=20, show_default=True, help="Steps that are run per unit.")
-@click.option("--units", "count", type=click.IntRange(1), default=8, show_default=True, help="Units, evenly spread.")
-@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--steps", type=click.IntRange(1), default=4, show_default=True, help="Steps that are run per unit.")
+@click.option("--units", "count", type=click.IntRange(1), default=13, show_default=True, help="Units, evenly spread.")
+@click.option("--rounds", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results/reconstruction.json"))
 def main(width: int, samples: int, batch: int, steps: int, count: int, rounds: int, threads: int, out: Path) -> None:
