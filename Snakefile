@@ -27,7 +27,7 @@ if workflow.is_main_process:
         if why != "has not run":
             logger.info(f"changed: {stage}: {why}")
 
-REPRO = "dvc --wait-for-lock repro --single-item"
+REPRO = "python workflow/repro.py"
 ENGINE = vars(EngineParams()) | config["engine"]
 THREADS = ENGINE["threads"]
 RECONSTRUCTION_THREADS = ENGINE["reconstruction_threads"]

@@ -129,7 +129,7 @@ def held(space: Workspace, stage: str) -> int:
 
 def dvc_of(command: int) -> psutil.Process:
     """The process that started a stage's command: DVC, or what makes single shards."""
-    names = ("dvc", "dvcdag.py")
+    names = ("repro.py", "dvcdag.py")
     return next(each for each in psutil.Process(command).parents() if Path([*each.cmdline(), "", ""][1]).name in names)
 
 

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import yaml
-from workspace import EVERYTHING, GATHERED, PER_RUN, PUBLISHED, ROOT, RUNS, SYSTEM, Workspace, families
+from workspace import EVERYTHING, GATHERED, PER_RUN, PUBLISHED, ROOT, RUNS, SYSTEM, Workspace, copied, families
 
 AFTER_W4A8 = {f"{family}@{SYSTEM}-w4a8" for family in PER_RUN} | GATHERED
 OUTPUTS = {"reconstruction": "quantized", "samples": "samples"}
@@ -32,6 +32,29 @@ def test_second_run_does_nothing(space: Workspace) -> None:
     assert "Nothing to be done" in space.snakemake().stdout
     assert "up to date" in space.call("dvc", "repro").stdout
     assert space.ran() == []
+
+
+def test_what_the_rules_record_is_what_dvc_records(
+    finished: Workspace, space: Workspace, bin_folder: Path, tmp_path: Path
+) -> None:
+    """A changed stage in the midst of dvc.lock, a stage that it lacks, and no dvc.lock: to the byte."""
+    twin, name = copied(finished, tmp_path / "twin", bin_folder), f"metrics@{RUNS[0]}"
+    records = {}
+    for each, words in ((space, ["python", "workflow/repro.py"]), (twin, ["dvc", "repro", "--single-item"])):
+        lock, source = each.folder / "dvc.lock", each.folder / "src/edadm/evaluation/metrics.py"
+        records[each] = []
+        for edit in ("changed", "lacking", "none"):
+            source.write_text(f"{edit}\n")
+            if edit == "lacking":
+                head, block, rest = re.split(rf"(^  {name}:\n(?:    .*\n)+)", lock.read_text(), flags=re.MULTILINE)
+                assert block and rest
+                lock.write_text(head + rest)
+            if edit == "none":
+                lock.unlink()
+            each.call(*words, name)
+            records[each].append(lock.read_bytes())
+        assert each.ran() == [name] * 3
+    assert records[space] == records[twin] and len(set(records[space])) == 3
 
 
 def test_recipe_edit_runs_that_run_and_what_follows(space: Workspace) -> None:

@@ -1,9 +1,9 @@
 """The stages of dvc.yaml, as the Snakemake rules need them.
 
 dvc.yaml is the one place where a stage's command, dependencies, parameters and outputs are written. A rule of
-workflow/rules runs ``dvc repro --single-item STAGE`` and says what the stage needs (cores, memory, time). What
-Snakemake compares are stamps, one empty file a stage: :meth:`Stages.sync` makes them say what DVC finds by content, so
-the two tools never disagree on what is out of date.
+workflow/rules runs ``dvc repro --single-item STAGE`` (repro.py) and says what the stage needs (cores, memory, time).
+What Snakemake compares are stamps, one empty file a stage: :meth:`Stages.sync` makes them say what DVC finds by
+content, so the two tools never disagree on what is out of date.
 
 Some of the calls of DVC used here are not documented: tests/test_workflow.py fails when they change.
 """
