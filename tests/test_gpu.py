@@ -84,4 +84,4 @@ def test_rules_take_a_gpu_where_params_say_so(space: Workspace, device: str) -> 
     assert ON_GPU.issubset(rule for rule, _ in jobs)
     expected = ON_GPU if device == "cuda" else set()
     assert {rule for rule, job in jobs if "gpu=1" in job} == expected
-    assert {rule for rule, job in jobs if "workflow/gpu.py dvc" in job} == expected
+    assert {rule for rule, job in jobs if "workflow/gpu.py python workflow/repro.py" in job} == expected
