@@ -47,6 +47,7 @@ rule reconstruction:
         touch(".stamps/reconstruction@{key}"),
     log:
         "logs/reconstruction@{key}.log",
+    priority: 1  # the longest stage, and a run can do nothing before it: begun last, it would leave cores idle
     conda:
         "../../env.yaml"
     threads: RECONSTRUCTION_THREADS
