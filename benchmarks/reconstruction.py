@@ -34,6 +34,7 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
+from edadm.files import write_json
 from edadm.params import Recipe, Reconstruction
 from edadm.quantization import fbr
 from edadm.quantization.cache import Cache
@@ -271,7 +272,7 @@ def ratios(theirs: list[dict], ours: list[dict], iterations: int, growth: float)
         return found | {"seconds_per_unit": whole}
 
     above, below = sums(theirs), sums(ours)
-    return {key: above[key] / below[key] for key in above}
+    return {key: above[key] / below[key] for key in above if below[key]}  # small units show no growth of memory
 
 
 @click.command()
@@ -324,7 +325,7 @@ def main(width: int, samples: int, batch: int, steps: int, count: int, rounds: i
         **found,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(content, indent=2) + "\n")
+    write_json(out, content)
     click.echo(json.dumps(compared, indent=2))
 
 

@@ -28,7 +28,8 @@ def dump_stages(lock: Lockfile, stages: list[PipelineStage], **settings: Any) ->
         _, head, body = dumps_yaml({"stages": serialize.to_lockfile(stage, **settings)}).split("\n", 2)
         block = f"{head}\n{body}"
         written = re.compile(rf"^{re.escape(head)}\n(?:(?: {{4}}.*)?\n)+", re.MULTILINE)
-        new = written.sub(lambda _, block=block: block, new) if written.search(new) else new + block
+        new, found = written.subn(lambda _, block=block: block, new)
+        new += "" if found else block
     if new != old:
         temporary = Path(lock.repo.tmp_dir, path.name)
         temporary.write_text(new)
