@@ -173,6 +173,7 @@ def breakdown(folder: Path, variant: str, body: str, batch: int, threads: int, r
     graph, given = core.read_model(folder / variant / "engine" / "model.xml"), inputs(folder, batch)
     unpack_weights(graph)
     graph.reshape({port.any_name: list(value.shape) for port, value in zip(graph.inputs, given, strict=True)})
+    cpu.rewrite(graph)
     request = cpu.compile_graph(core, graph, body, threads).create_infer_request()
     found: dict[str, float] = {}
     for index in range(rounds + 1):

@@ -257,7 +257,12 @@ UNUSED = {
         "quantization/baselines.py",
         "quantization/tdac.py",
     },
-    "deployment": {"engines/__init__.py", "engines/conditioning.py", "engines/upsampling.py"},
+    "deployment": {
+        "engines/__init__.py",
+        "engines/conditioning.py",
+        "engines/moves.py",
+        "engines/upsampling.py",
+    },
     "samples": {"engines/reference.py", "quantization/quantizer.py"},
     "verification": {
         "engines/__init__.py",
@@ -271,6 +276,7 @@ UNUSED = {
         "engines/conditioning.py",
         "engines/cpu.py",
         "engines/graph.py",
+        "engines/moves.py",
         "engines/processor.py",
         "engines/upsampling.py",
         "quantization/autoencoder.py",

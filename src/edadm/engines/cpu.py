@@ -19,6 +19,7 @@ from torch import Tensor
 from edadm.engines.batches import in_batches
 from edadm.engines.conditioning import Part, take_apart
 from edadm.engines.graph import build_graph, executed, pack_weights, unpack_weights
+from edadm.engines.moves import spare_moves
 from edadm.engines.processor import has_int8_dot, is_x86
 from edadm.engines.upsampling import fold_upsampling
 from edadm.errors import InputError
@@ -46,10 +47,11 @@ class CpuEngine:
         self.compiled = compiled
         self.batch = batch
         self._names = names
-        self._read = [port.any_name for port in models[0].inputs]
         self._request = compiled[0].create_infer_request()
-        self._parts = list(map(Part, models[1:], compiled[1:]))
-        self._there: dict[str, np.ndarray] = {}  # of the parts' results, those that the request has
+        self._places = {port.any_name: place for place, port in enumerate(models[0].inputs)}
+        self._given = [name for name in names if name in self._places]
+        self._tensors = {name: self._request.get_input_tensor(place).data for name, place in self._places.items()}
+        self._parts = {part: None for part in map(Part, models[1:], compiled[1:])}  # and which of its results is there
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """Run x float32 (n, c, h, w), t int64 (n,) and the network's further inputs (n, ...), if any, for any n.
@@ -60,22 +62,22 @@ class CpuEngine:
 
     def _run(self, *inputs: Tensor) -> Tensor:
         given = {name: value.contiguous().numpy() for name, value in zip(self._names, inputs, strict=True)}
-        kept = {name: value for part in self._parts for name, value in part(given).items()}
-        for place, name in enumerate(self._read):
-            if name in given:
-                self._put(place, given[name])
-            elif self._there.get(name) is not kept[name]:
-                self._put(place, kept[name])
-        self._there = kept
+        for part, there in self._parts.items():
+            kept = part(given)
+            if kept is not there:
+                self._put(kept)
+                self._parts[part] = kept
+        self._put({name: given[name] for name in self._given})
         self._request.infer()
         return torch.from_numpy(self._request.get_output_tensor(0).data.copy())  # which is written to again
 
-    def _put(self, place: int, value: np.ndarray) -> None:
-        tensor = self._request.get_input_tensor(place)
-        if tuple(tensor.shape) == value.shape:  # another tensor would cost more than a copy
-            tensor.data[...] = value
-        else:
-            self._request.set_input_tensor(place, ov.Tensor(value))
+    def _put(self, values: Mapping[str, np.ndarray]) -> None:
+        for name, value in values.items():
+            if self._tensors[name].shape != value.shape:
+                self._request.set_input_tensor(self._places[name], ov.Tensor(value))
+                self._tensors[name] = self._request.get_input_tensor(self._places[name]).data
+            else:  # another tensor would cost more than a copy
+                self._tensors[name][...] = value
 
 
 def deploy(quantized: Path, out: Path) -> None:
@@ -151,7 +153,8 @@ def load(
     """Compile an engine folder for ``batch`` images a call.
 
     ``body`` is the type of everything that is not an integer layer: "f32" for exactness, "bf16" for speed. Not
-    ``apart``, the graph stays one and each call computes all of it, as OpenVINO alone would: a baseline of latencies.
+    ``apart``, the graph stays as it is and each call computes all of it, as OpenVINO alone would: a baseline of
+    latencies.
     InputError when the folder is not an engine, the machine would compute wrong sums, or a layer would not run in int8;
     on other processors than x86, where OpenVINO lacks kernels, the last is a warning.
     """
@@ -208,12 +211,11 @@ def _for_batch(
     apart: bool = True,
 ) -> CpuEngine:
     """``graph``, with int8 weights, compiled for one batch size; InputError when it would be wrong, or slow."""
-    exact = has_int8_dot()
-    if description["largest_weight"] > SAFE_WEIGHT and not exact:
+    if description["largest_weight"] > SAFE_WEIGHT and not has_int8_dot():
         reason = f"this processor has neither VNNI nor AMX, where weights beyond {SAFE_WEIGHT} give wrong sums"
         raise InputError(f"{reason}; use weights of at most 7 bits in every layer")
     graph.reshape({name: [batch, *shape[1:]] for name, shape in description["inputs"].items()})
-    added = fold_upsampling(graph, weight_grid(8)[1] if exact else SAFE_WEIGHT)
+    added = rewrite(graph) if apart else []
     models = take_apart(graph) if apart else [graph]
     core = ov.Core()
     compiled = [compile_graph(core, model, body, threads, cache_dir) for model in models]
@@ -225,6 +227,11 @@ def _for_batch(
             raise InputError(reason)
         log.warning("%s: OpenVINO has no int8 kernel for them on this processor, and computes in float", reason)
     return CpuEngine(list(description["inputs"]), models, compiled, batch)
+
+
+def rewrite(graph: ov.Model) -> list[str]:
+    """Let a graph of static shapes, with int8 weights, compute the same sooner; names of the layers that this adds."""
+    return fold_upsampling(graph, weight_grid(8)[1] if has_int8_dot() else SAFE_WEIGHT) + spare_moves(graph)
 
 
 def compile_graph(

@@ -119,7 +119,7 @@ def normalize_by_channels(graph: ov.Model) -> None:
         deviation = op.sqrt(op.add(variance, np.float32(node.get_attributes()["epsilon"])))
         scale = op.divide(op.reshape(weight, [1, groups, size], special_zero=False), deviation)
         shift = op.subtract(op.reshape(bias, [1, groups, size], special_zero=False), op.multiply(mean, scale))
-        _replace(node, op.add(op.multiply(x, per_channel(scale)), per_channel(shift)))
+        replace(node, op.add(op.multiply(x, per_channel(scale)), per_channel(shift)))
 
 
 def executed(layers: Mapping[str, IntegerLayer]) -> list[str]:
@@ -192,7 +192,7 @@ def unpack_weights(graph: ov.Model) -> None:
     for node in graph.get_ordered_ops():
         if node.get_type_name() == "Constant" and node.get_element_type() == ov.Type.i4:
             packed = torch.from_numpy(np.array(node.data).view(np.uint8).reshape(-1))
-            _replace(node, op.constant(unpack(packed, tuple(node.get_output_shape(0))).numpy()))
+            replace(node, op.constant(unpack(packed, tuple(node.get_output_shape(0))).numpy()))
 
 
 def pack_weights(graph: ov.Model, names: set[str]) -> None:
@@ -202,7 +202,7 @@ def pack_weights(graph: ov.Model, names: set[str]) -> None:
             # the tensor owns its memory: one around an array would leave the constant with memory of a dead array
             tensor = ov.Tensor(ov.Type.i4, node.get_output_shape(0))
             tensor.data.view(np.uint8).reshape(-1)[:] = pack(torch.from_numpy(np.array(node.data))).numpy()
-            _replace(node, ov.op.Constant(tensor))
+            replace(node, ov.op.Constant(tensor))
 
 
 @torch.library.custom_op("edadm::integer_layer", mutates_args=())
@@ -246,7 +246,35 @@ def _convert_product(context: Any, attention: dict[str, Scales]) -> list[ov.Outp
     return [product_nodes(a, b, f"{name}.{one}", one, other, attention[name])]
 
 
-def _replace(node: ov.Node, other: ov.Node) -> None:
+def weight_constants(product: ov.Node) -> tuple[ov.Node, ov.Node] | None:
+    """The constants of int8 weights and of their scales of a layer's convolution or product; None if it has none."""
+    scaled = product.input_value(1).get_node()
+    if scaled.get_type_name() != "Multiply" or scaled.input_value(0).get_node().get_type_name() != "Convert":
+        return None
+    integers, scale = scaled.input_value(0).get_node().input_value(0).get_node(), scaled.input_value(1).get_node()
+    return (integers, scale) if integers.get_element_type() == ov.Type.i8 else None
+
+
+def read_instead(port: ov.Output, other: ov.Output) -> None:
+    """Let all that reads ``port`` read ``other``."""
+    for reader in list(port.get_target_inputs()):
+        reader.replace_source_output(other)
+
+
+def replace(node: ov.Node, other: ov.Node) -> None:
+    """Put ``other``, under the same name, in the place of ``node``."""
     other.set_friendly_name(node.get_friendly_name())
-    for target in list(node.output(0).get_target_inputs()):
-        target.replace_source_output(other.output(0))
+    read_instead(node.output(0), other.output(0))
+
+
+def only_reader(node: ov.Node | None, kind: str) -> ov.Node | None:
+    """The node of that kind that alone reads ``node``, or None."""
+    readers = [] if node is None else list(node.output(0).get_target_inputs())
+    if len(readers) != 1 or readers[0].get_node().get_type_name() != kind:
+        return None
+    return readers[0].get_node()
+
+
+def quantized_reader(node: ov.Node) -> ov.Node | None:
+    """The quantization of at most 8 bits that alone reads ``node``, or None."""
+    return only_reader(node, "FakeQuantize") or only_reader(only_reader(node, "Minimum"), "FakeQuantize")

@@ -10,6 +10,8 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as op
 
+from edadm.engines.graph import only_reader, quantized_reader, read_instead, weight_constants
+
 PHASES = ((0, 0), (0, 1), (1, 0), (1, 1))  # (row, column) of an output pixel, modulo 2
 
 
@@ -36,9 +38,9 @@ def fold_upsampling(graph: ov.Model, largest: int) -> list[str]:
     for node in graph.get_ordered_ops():
         if node.get_type_name() != "Interpolate" or not _doubles(node):
             continue
-        quantization = _reader(node, "FakeQuantize") or _reader(_reader(node, "Minimum"), "FakeQuantize")
-        convolution = _reader(quantization, "Convolution")
-        bias = _reader(convolution, "Add")
+        quantization = quantized_reader(node)
+        convolution = only_reader(quantization, "Convolution")
+        bias = only_reader(convolution, "Add")
         integers = None if bias is None else _weight(convolution)
         if integers is None:
             continue
@@ -47,7 +49,7 @@ def fold_upsampling(graph: ov.Model, largest: int) -> list[str]:
             continue
         (reader,) = node.output(0).get_target_inputs()
         reader.replace_source_output(node.input_value(0))
-        name, scale = convolution.get_friendly_name(), convolution.input_value(1).get_node().input_value(1)
+        name, (_, scale) = convolution.get_friendly_name(), weight_constants(convolution)
         names = [name, *(f"{name}.{number}" for number in range(1, len(PHASES)))]
         outputs = []
         for phase, (row, column), sums in zip(names, PHASES, weights, strict=True):
@@ -59,8 +61,7 @@ def fold_upsampling(graph: ov.Model, largest: int) -> list[str]:
         added += names[1:]
         whole = op.depth_to_space(op.concat(outputs, 1), "blocks_first", 2)
         whole.set_friendly_name(bias.get_friendly_name())
-        for target in list(bias.output(0).get_target_inputs()):
-            target.replace_source_output(whole.output(0))
+        read_instead(bias.output(0), whole.output(0))
     graph.validate_nodes_and_infer_types()
     return added
 
@@ -76,19 +77,7 @@ def _doubles(node: ov.Node) -> bool:
 
 def _weight(node: ov.Node) -> np.ndarray | None:
     """The int8 weights of a convolution, or None unless it is a layer's, of 3x3 weights, and pads by one pixel."""
-    scaled = node.input_value(1).get_node()
-    if scaled.get_type_name() != "Multiply" or scaled.input_value(0).get_node().get_type_name() != "Convert":
-        return None
-    integers = scaled.input_value(0).get_node().input_value(0).get_node()
-    geometry = node.get_attributes()
+    found, geometry = weight_constants(node), node.get_attributes()
     plain = all(list(geometry[key]) == [1, 1] for key in ("strides", "dilations", "pads_begin", "pads_end"))
-    fits = integers.get_element_type() == ov.Type.i8 and list(node.get_input_shape(1))[2:] == [3, 3] and plain
-    return integers.data if fits else None
-
-
-def _reader(node: ov.Node | None, kind: str) -> ov.Node | None:
-    """The node of that kind that alone reads ``node``, or None."""
-    targets = [] if node is None else list(node.output(0).get_target_inputs())
-    if len(targets) != 1 or targets[0].get_node().get_type_name() != kind:
-        return None
-    return targets[0].get_node()
+    fits = found is not None and list(node.get_input_shape(1))[2:] == [3, 3] and plain
+    return found[0].data if fits else None

@@ -1,0 +1,125 @@
+"""Values that OpenVINO moves for nothing, or slowly: rewrites of a graph of static shapes that copy less.
+
+Each sum and product stays as it is, so that results are the same to the bit.
+"""
+
+import math
+from itertools import accumulate, pairwise
+
+import numpy as np
+import openvino as ov
+from openvino import opset13 as op
+
+from edadm.engines.graph import only_reader, quantized_reader, read_instead, replace, weight_constants
+
+
+def spare_moves(graph: ov.Model) -> list[str]:
+    """Rewrite ``graph``, with int8 weights; returns the names of the layers that this adds."""
+    _read_sources(graph)
+    _transpose_by_reorder(graph)
+    _pad_in_convolutions(graph)
+    added = _split_linears(graph)
+    graph.validate_nodes_and_infer_types()
+    return added
+
+
+def _read_sources(graph: ov.Model) -> None:
+    """Let readers of a concatenation's parts, where it is split into them again, read what was put together.
+
+    A shortcut over a skip concatenation has a layer for each. A bias that is not a product's own would be folded into
+    the bounds of a quantization right behind it, which rounds otherwise; such parts stay.
+    """
+    for node in _nodes(graph, "VariadicSplit"):
+        source = node.input_value(0).get_node()
+        if source.get_type_name() != "Concat" or source.get_attributes()["axis"] != _axis(node):
+            continue
+        if [value.get_shape() for value in source.input_values()] == [port.get_shape() for port in node.outputs()]:
+            for port, value in zip(node.outputs(), source.input_values(), strict=True):
+                if not _adds_to_sum(value.get_node()):
+                    read_instead(port, value)
+
+
+def _split_linears(graph: ov.Model) -> list[str]:
+    """Compute the parts that a linear's output is split into by linears of their own.
+
+    A gated feed-forward has two. The first keeps the layer's name, others have ``.1`` and so on behind it; returns the
+    names that are new.
+    """
+    added = []
+    for node in _nodes(graph, "VariadicSplit"):
+        bias = node.input_value(0).get_node()
+        linear = bias.input_value(0).get_node() if bias.get_type_name() == "Add" else bias
+        weight = weight_constants(linear) if linear.get_type_name() == "MatMul" else None
+        last = len(node.get_output_shape(0)) - 1
+        others = [
+            port for port in _readers(bias) if port.get_node().get_type_name() not in ("VariadicSplit", "ShapeOf")
+        ]
+        if weight is None or _axis(node) not in (-1, last) or others:
+            continue
+        name, (integers, scale) = linear.get_friendly_name(), (constant.data for constant in weight)
+        ends = [0, *accumulate(port.get_shape()[last] for port in node.outputs())]
+        for number, (port, (start, end)) in enumerate(zip(node.outputs(), pairwise(ends), strict=True)):
+            part = op.multiply(op.convert(op.constant(integers[start:end]), "f32"), op.constant(scale[start:end]))
+            y = op.matmul(linear.input_value(0), part, transpose_a=False, transpose_b=True)
+            y.set_friendly_name(f"{name}.{number}" if number else name)
+            added += [f"{name}.{number}"] if number else []
+            if bias is not linear:
+                y = op.add(y, op.constant(bias.input_value(1).get_node().data[..., start:end]))
+            read_instead(port, y.output(0))
+    return added
+
+
+def _transpose_by_reorder(graph: ov.Model) -> None:
+    """Write transpositions of tokens and channels as (0, 3, 1, 2) of four axes, the one with a fast kernel.
+
+    They are (0, 2, 1) of an image as tokens and (0, 2, 3, 1) of an attention's integers; tokens that become an image
+    again cost nothing as they are.
+    """
+    for node in _nodes(graph, "Transpose"):
+        shape, order = list(node.get_input_shape(0)), node.input_value(1).get_node().data.tolist()
+        source, readers = node.input_value(0), {port.get_node().get_type_name() for port in _readers(node)}
+        if not (
+            (order == [0, 2, 1] and "Reshape" not in readers)
+            or (order == [0, 2, 3, 1] and source.get_node().get_type_name() == "FakeQuantize" and readers == {"MatMul"})
+        ):
+            continue
+        four = op.reshape(source, [*shape[:2], 1, math.prod(shape[2:])], special_zero=False)
+        turned = op.transpose(four, [0, 3, 1, 2])
+        read_instead(node.output(0), op.reshape(turned, list(node.get_output_shape(0)), special_zero=False).output(0))
+
+
+def _pad_in_convolutions(graph: ov.Model) -> None:
+    """Let convolutions of quantized inputs put the zeros around them themselves."""
+    for node in _nodes(graph, "Pad"):
+        quantization = quantized_reader(node)
+        convolution = only_reader(quantization, "Convolution")
+        if convolution is None or node.get_attributes()["pad_mode"] != "constant":
+            continue
+        begin, end, *value = (constant.get_node().data.tolist() for constant in node.input_values()[1:])
+        if any(begin[:2] + end[:2] + value) or min(begin + end) < 0:
+            continue
+        read_instead(node.output(0), node.input_value(0))
+        own = convolution.get_attributes()
+        edges = np.add(own["pads_begin"], begin[2:]).tolist(), np.add(own["pads_end"], end[2:]).tolist()
+        weight = convolution.input_value(1)
+        replace(convolution, op.convolution(quantization, weight, own["strides"], *edges, own["dilations"]))
+
+
+def _adds_to_sum(node: ov.Node) -> bool:
+    """Whether a node adds a constant to a sum, as after a layer of 16-bit inputs, which is two products."""
+    kinds = [value.get_node().get_type_name() for value in node.input_values()]
+    return node.get_type_name() == "Add" and kinds == ["Add", "Constant"]
+
+
+def _nodes(graph: ov.Model, kind: str) -> list[ov.Node]:
+    """The nodes of a kind whose input's shape is known; that of a context need not be."""
+    found = [node for node in graph.get_ordered_ops() if node.get_type_name() == kind]
+    return [node for node in found if node.get_input_partial_shape(0).is_static]
+
+
+def _readers(node: ov.Node) -> list[ov.Input]:
+    return list(node.output(0).get_target_inputs())
+
+
+def _axis(split: ov.Node) -> int:
+    return int(split.input_value(1).get_node().data)
