@@ -119,7 +119,35 @@ def test_convolutions_pad_their_inputs_with_zeros(changes: dict, stays: bool) ->
     x = op.parameter([2, 8, 5, 4], np.float32)
     graph = ov.Model([padded(x, layer(16, 8 + given["end"][1], 3, 3).weight.numpy(), **given)], [x])
     _, other, compiled = rewritten(graph, (2, 8, 5, 4))
-    assert ("Pad" in kinds(other)) == stays
+    pads = [node for node in other.get_ordered_ops() if node.get_type_name() == "Pad"]
+    assert any(node.get_element_type() == ov.Type.f32 for node in pads) == stays
+    assert "conv" in cpu.int8_names(compiled) or not processor.is_x86()
+
+
+@pytest.mark.parametrize(
+    ("size", "zero", "edges", "padded"),
+    [
+        ((2, 4, 5), 31, [1, 1], True),
+        ((2, 4, 5), 255, [2, 0], True),
+        ((2, 4, 5), 0, [1, 1], False),
+        ((2, 4, 5), 31, [0, 0], False),
+        ((2, 12, 12), 31, [1, 1], False),
+    ],
+    ids=["few pixels", "other edges", "no zero point", "no edges", "many pixels"],
+)
+def test_the_integers_of_few_pixels_are_padded(
+    size: tuple[int, int, int], zero: int, edges: list[int], padded: bool
+) -> None:
+    images, *sides = size
+    x = op.parameter([images, 8, *sides], np.float32)
+    ends = [np.float32(0.0713 * (end - zero)) for end in (0, 255)]
+    integers = layer(16, 8, 3, 3).weight.numpy()
+    scaled = op.multiply(op.convert(op.constant(integers), "f32"), np.full((16, 1, 1, 1), 0.0123, np.float32))
+    convolution = op.convolution(op.fake_quantize(x, *ends, *ends, 256), scaled, [1, 1], edges, edges, [1, 1])
+    convolution.set_friendly_name("conv")
+    graph = ov.Model([op.relu(convolution)], [x])
+    _, other, compiled = rewritten(graph, (images, 8, *sides))
+    assert ("Pad" in kinds(other)) == padded
     assert "conv" in cpu.int8_names(compiled) or not processor.is_x86()
 
 

@@ -12,12 +12,15 @@ from openvino import opset13 as op
 
 from edadm.engines.graph import only_reader, quantized_reader, read_instead, replace, weight_constants
 
+FEW_PIXELS = 256  # in a call; beyond, padding them costs what it spares
+
 
 def spare_moves(graph: ov.Model) -> list[str]:
     """Rewrite ``graph``, with int8 weights; returns the names of the layers that this adds."""
     _read_sources(graph)
     _transpose_by_reorder(graph)
     _pad_in_convolutions(graph)
+    _pad_bytes(graph)
     added = _split_linears(graph)
     graph.validate_nodes_and_infer_types()
     return added
@@ -103,6 +106,35 @@ def _pad_in_convolutions(graph: ov.Model) -> None:
         edges = np.add(own["pads_begin"], begin[2:]).tolist(), np.add(own["pads_end"], end[2:]).tolist()
         weight = convolution.input_value(1)
         replace(convolution, op.convolution(quantization, weight, own["strides"], *edges, own["dilations"]))
+
+
+def _pad_bytes(graph: ov.Model) -> None:
+    """Pad the integers of a few pixels before a convolution.
+
+    One that pads by itself adds up its weights in every call, to know what the zero point is worth at the edges; for
+    few pixels that takes longer than the products.
+    """
+    quantized: dict[str, ov.Node] = {}  # by the quantization's name, which the parts of a layer may share
+    for node in _nodes(graph, "Convolution"):
+        q, geometry = node.input_value(0).get_node(), node.get_attributes()
+        begin, end = list(geometry["pads_begin"]), list(geometry["pads_end"])
+        images, _, *size = node.get_output_shape(0)
+        few = len(size) == 2 and images * math.prod(size) <= FEW_PIXELS
+        if not (few and any(begin + end) and q.get_type_name() == "FakeQuantize" and weight_constants(node)):
+            continue
+        low, high, least, greatest = (bound.get_node().data.reshape(-1) for bound in q.input_values()[1:])
+        scale = (greatest - least) / np.float32(255)
+        zero = np.rint(-least / scale)
+        if zero == 0:
+            continue
+        if q.get_name() not in quantized:
+            whole = op.fake_quantize(q.input_value(0), low, high, np.zeros_like(low), np.full_like(low, 255), 256)
+            quantized[q.get_name()] = op.convert(whole, "u8")
+        value = op.constant(zero.astype(np.uint8)[0])
+        padded = op.pad(quantized[q.get_name()], [0, 0, *begin], [0, 0, *end], "constant", value)
+        x = op.multiply(op.subtract(op.convert(padded, "f32"), zero), scale)
+        weight, strides, dilations = node.input_value(1), geometry["strides"], geometry["dilations"]
+        replace(node, op.convolution(x, weight, strides, [0, 0], [0, 0], dilations))
 
 
 def _adds_to_sum(node: ov.Node) -> bool:
