@@ -30,16 +30,17 @@ def _read_sources(graph: ov.Model) -> None:
     """Let readers of a concatenation's parts, where it is split into them again, read what was put together.
 
     A shortcut over a skip concatenation has a layer for each. A bias that is not a product's own would be folded into
-    the bounds of a quantization right behind it, which rounds otherwise; such parts stay.
+    the bounds of a quantization right behind it, which rounds otherwise; then the split stays, for half of one is slow.
     """
     for node in _nodes(graph, "VariadicSplit"):
         source = node.input_value(0).get_node()
         if source.get_type_name() != "Concat" or source.get_attributes()["axis"] != _axis(node):
             continue
-        if [value.get_shape() for value in source.input_values()] == [port.get_shape() for port in node.outputs()]:
-            for port, value in zip(node.outputs(), source.input_values(), strict=True):
-                if not _adds_to_sum(value.get_node()):
-                    read_instead(port, value)
+        values, parts = source.input_values(), node.outputs()
+        fits = [value.get_shape() for value in values] == [port.get_shape() for port in parts]
+        if fits and not any(_adds_to_sum(value.get_node()) for value in values):
+            for port, value in zip(parts, values, strict=True):
+                read_instead(port, value)
 
 
 def _split_linears(graph: ov.Model) -> list[str]:
