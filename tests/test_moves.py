@@ -7,6 +7,7 @@ import openvino as ov
 import pytest
 import tiny
 import torch
+from graphs import quantized_convolution
 from openvino import opset13 as op
 from torch import Tensor
 
@@ -95,12 +96,8 @@ def test_an_image_becomes_tokens_by_a_reorder() -> None:
 def padded(x: ov.Node, weight: np.ndarray, end: list[int], value: float, mode: str, bounded: bool) -> ov.Node:
     """A padding and a convolution of 8 bits after it, as networks have them once they are converted."""
     y = op.pad(x, [0, 0, 0, 0], end, mode, np.float32(value))
-    ends = [np.float32(-2), np.float32(13.9375)]
-    q = op.fake_quantize(op.minimum(y, np.float32(1.9375)) if bounded else y, *ends, *ends, 256)
-    scaled = op.multiply(op.convert(op.constant(weight), "f32"), np.full((len(weight), 1, 1, 1), 0.125, np.float32))
-    convolution = op.convolution(q, scaled, [2, 2], [1, 0], [0, 0], [1, 1])
-    convolution.set_friendly_name("conv")
-    return op.relu(convolution)
+    y = op.minimum(y, np.float32(1.9375)) if bounded else y
+    return op.relu(quantized_convolution(y, weight, (-2, 13.9375), strides=(2, 2), begin=(1, 0), end=(0, 0)))
 
 
 @pytest.mark.parametrize(
@@ -127,24 +124,22 @@ def test_convolutions_pad_their_inputs_with_zeros(changes: dict, stays: bool) ->
 @pytest.mark.parametrize(
     ("size", "zero", "edges", "padded"),
     [
-        ((2, 4, 5), 31, [1, 1], True),
-        ((2, 4, 5), 255, [2, 0], True),
-        ((2, 4, 5), 0, [1, 1], False),
-        ((2, 4, 5), 31, [0, 0], False),
-        ((2, 12, 12), 31, [1, 1], False),
+        ((2, 4, 5), 31, (1, 1), True),
+        ((2, 4, 5), 255, (2, 0), True),
+        ((2, 4, 5), 0, (1, 1), False),
+        ((2, 4, 5), 31, (0, 0), False),
+        ((2, 12, 12), 31, (1, 1), False),
     ],
     ids=["few pixels", "other edges", "no zero point", "no edges", "many pixels"],
 )
 def test_the_integers_of_few_pixels_are_padded(
-    size: tuple[int, int, int], zero: int, edges: list[int], padded: bool
+    size: tuple[int, int, int], zero: int, edges: tuple[int, int], padded: bool
 ) -> None:
     images, *sides = size
     x = op.parameter([images, 8, *sides], np.float32)
-    ends = [np.float32(0.0713 * (end - zero)) for end in (0, 255)]
-    integers = layer(16, 8, 3, 3).weight.numpy()
-    scaled = op.multiply(op.convert(op.constant(integers), "f32"), np.full((16, 1, 1, 1), 0.0123, np.float32))
-    convolution = op.convolution(op.fake_quantize(x, *ends, *ends, 256), scaled, [1, 1], edges, edges, [1, 1])
-    convolution.set_friendly_name("conv")
+    ends, integers = (-0.0713 * zero, 0.0713 * (255 - zero)), layer(16, 8, 3, 3).weight.numpy()
+    scale = np.full(16, 0.0123, np.float32)
+    convolution = quantized_convolution(x, integers, ends, scale=scale, begin=edges, end=edges)
     graph = ov.Model([op.relu(convolution)], [x])
     _, other, compiled = rewritten(graph, (images, 8, *sides))
     assert ("Pad" in kinds(other)) == padded

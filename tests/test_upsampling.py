@@ -4,6 +4,7 @@ import numpy as np
 import openvino as ov
 import pytest
 import torch
+from graphs import quantized_convolution
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from openvino import opset13 as op
@@ -54,13 +55,11 @@ def graph(own: IntegerLayer, shape: tuple[int, ...], scale: float = 2.0, readers
     x = op.parameter(list(shape), np.float32, name="x")
     known = {"axes": np.array([2, 3]), "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
     doubled = op.interpolate(x, np.array([scale, scale], np.float32), "nearest", "scales", **known)
-    ends = [np.float32(own.input_scale * (end - own.input_zero_point)) for end in (0, 255)]
-    quantized = op.fake_quantize(doubled, *ends, *ends, 256)
-    scales = own.weight_scale.reshape(-1, 1, 1, 1).numpy()
-    weight = op.multiply(op.convert(op.constant(own.weight.numpy()), "f32"), op.constant(scales))
-    edges = own.padding, own.padding
-    convolution = op.convolution(quantized, weight, own.stride, *edges, own.dilation)
-    convolution.set_friendly_name("layer")
+    low, high = (own.input_scale * (end - own.input_zero_point) for end in (0, 255))
+    geometry = own.stride, own.padding, own.padding, own.dilation
+    convolution = quantized_convolution(
+        doubled, own.weight.numpy(), (low, high), "layer", own.weight_scale.numpy(), *geometry
+    )
     y = op.add(convolution, op.constant(own.bias.reshape(1, -1, 1, 1).numpy()))
     return ov.Model([y, *[op.relu(doubled) for _ in range(readers - 1)]], [x])
 

@@ -11,6 +11,8 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as op
 
+from edadm.engines.graph import read_instead, readers
+
 KEPT = 64 * 2**20  # bytes of results that a part keeps
 # between a quantization and the product that computes with its integers; cut apart from it, the product would be float
 _LAYOUT = {"FakeQuantize", "Convert", "Multiply", "Subtract", "Reshape", "Transpose", "Unsqueeze", "Broadcast"}
@@ -44,12 +46,11 @@ class Part:
 def take_apart(graph: ov.Model) -> list[ov.Model]:
     """``graph`` as what depends on its first input, then a model for each set of inputs that others depend on alone.
 
-    The outputs of these are inputs of the first, of the same names. The shape of the first input is static. The given
-    graph is used up.
+    The outputs of these are inputs of the first, of the same names. The shape of the first input is static, and shapes
+    that are known are constants (``settle_shapes``). The given graph is used up.
     """
     given = {port.get_node().get_name(): port.get_node() for port in graph.inputs}
     image = graph.inputs[0].get_node().get_name()
-    _settle_shapes(graph)
     depends = _dependences(graph)
     main = {name for name, inputs in depends.items() if image in inputs}
     cuts: dict[frozenset[str], list[ov.Output]] = {}
@@ -77,11 +78,11 @@ def take_apart(graph: ov.Model) -> list[ov.Model]:
         if values:
             own = [given[name] for name in given if name in inputs]
             parts.append(ov.Model([op.result(value) for value in values], own))
-    read = [node for node in given.values() if _readers(node) & main]
+    read = [node for node in given.values() if main.intersection(reader.get_name() for reader in readers(node))]
     return [ov.Model(graph.get_results(), [*read, *added]), *parts]
 
 
-def _settle_shapes(graph: ov.Model) -> None:
+def settle_shapes(graph: ov.Model) -> None:
     """Make constants of the shapes that are known, so that no part has to hand them to another.
 
     OpenVINO knows what a reshape to sizes of an input gives even where others of its sizes are unknown, but no longer
@@ -90,8 +91,7 @@ def _settle_shapes(graph: ov.Model) -> None:
     for node in graph.get_ordered_ops():
         if node.get_type_name() == "ShapeOf" and node.get_input_partial_shape(0).is_static:
             shape = op.constant(np.array(list(node.get_input_shape(0)), node.get_element_type().to_dtype()))
-            for target in node.output(0).get_target_inputs():
-                target.replace_source_output(shape.output(0))
+            read_instead(node.output(0), shape.output(0))
         elif node.get_type_name() == "Reshape" and node.get_output_partial_shape(0).is_static:
             node.input(1).replace_source_output(op.constant(np.array(list(node.get_output_shape(0)))).output(0))
 
@@ -109,13 +109,9 @@ def _dependences(graph: ov.Model) -> dict[str, frozenset[str]]:
 def _quantization(value: ov.Output) -> list[ov.Node]:
     """The nodes from ``value`` up to the quantization whose integers it is, or none."""
     nodes, node = [], value.get_node()
-    while node.get_type_name() in _LAYOUT and len(_readers(node)) == 1:
+    while node.get_type_name() in _LAYOUT and len(readers(node)) == 1:
         nodes.append(node)
         if node.get_type_name() == "FakeQuantize":
             return nodes
         node = node.input_value(0).get_node()
     return []
-
-
-def _readers(node: ov.Node) -> set[str]:
-    return {target.get_node().get_name() for target in node.output(0).get_target_inputs()}

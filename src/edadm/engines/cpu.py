@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from edadm.engines.batches import in_batches
-from edadm.engines.conditioning import Part, take_apart
+from edadm.engines.conditioning import Part, settle_shapes, take_apart
 from edadm.engines.graph import build_graph, executed, pack_weights, unpack_weights
 from edadm.engines.moves import spare_moves
 from edadm.engines.processor import has_int8_dot, is_x86
@@ -69,7 +69,7 @@ class CpuEngine:
                 self._parts[part] = kept
         self._put({name: given[name] for name in self._given})
         self._request.infer()
-        return torch.from_numpy(self._request.get_output_tensor(0).data.copy())  # which is written to again
+        return torch.from_numpy(self._request.get_output_tensor(0).data)
 
     def _put(self, values: Mapping[str, np.ndarray]) -> None:
         for name, value in values.items():
@@ -215,8 +215,7 @@ def _for_batch(
         reason = f"this processor has neither VNNI nor AMX, where weights beyond {SAFE_WEIGHT} give wrong sums"
         raise InputError(f"{reason}; use weights of at most 7 bits in every layer")
     graph.reshape({name: [batch, *shape[1:]] for name, shape in description["inputs"].items()})
-    added = rewrite(graph) if apart else []
-    models = take_apart(graph) if apart else [graph]
+    added, models = (rewrite(graph), take_apart(graph)) if apart else ([], [graph])
     core = ov.Core()
     compiled = [compile_graph(core, model, body, threads, cache_dir) for model in models]
     expected = {*description["layers"], *description["products"], *added}
@@ -231,6 +230,7 @@ def _for_batch(
 
 def rewrite(graph: ov.Model) -> list[str]:
     """Let a graph of static shapes, with int8 weights, compute the same sooner; names of the layers that this adds."""
+    settle_shapes(graph)
     return fold_upsampling(graph, weight_grid(8)[1] if has_int8_dot() else SAFE_WEIGHT) + spare_moves(graph)
 
 

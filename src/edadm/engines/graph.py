@@ -267,12 +267,15 @@ def replace(node: ov.Node, other: ov.Node) -> None:
     read_instead(node.output(0), other.output(0))
 
 
+def readers(node: ov.Node) -> list[ov.Node]:
+    """The nodes that read a node's first output, each as often as it does."""
+    return [port.get_node() for port in node.output(0).get_target_inputs()]
+
+
 def only_reader(node: ov.Node | None, kind: str) -> ov.Node | None:
     """The node of that kind that alone reads ``node``, or None."""
-    readers = [] if node is None else list(node.output(0).get_target_inputs())
-    if len(readers) != 1 or readers[0].get_node().get_type_name() != kind:
-        return None
-    return readers[0].get_node()
+    found = [] if node is None else readers(node)
+    return found[0] if len(found) == 1 and found[0].get_type_name() == kind else None
 
 
 def quantized_reader(node: ov.Node) -> ov.Node | None:

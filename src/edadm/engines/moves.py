@@ -10,7 +10,7 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as op
 
-from edadm.engines.graph import only_reader, quantized_reader, read_instead, replace, weight_constants
+from edadm.engines.graph import only_reader, quantized_reader, read_instead, readers, replace, weight_constants
 
 FEW_PIXELS = 256  # in a call; beyond, padding them costs what it spares
 
@@ -55,10 +55,7 @@ def _split_linears(graph: ov.Model) -> list[str]:
         linear = bias.input_value(0).get_node() if bias.get_type_name() == "Add" else bias
         weight = weight_constants(linear) if linear.get_type_name() == "MatMul" else None
         last = len(node.get_output_shape(0)) - 1
-        others = [
-            port for port in _readers(bias) if port.get_node().get_type_name() not in ("VariadicSplit", "ShapeOf")
-        ]
-        if weight is None or _axis(node) not in (-1, last) or others:
+        if weight is None or _axis(node) not in (-1, last) or len(readers(bias)) > 1:
             continue
         name, (integers, scale) = linear.get_friendly_name(), (constant.data for constant in weight)
         ends = [0, *accumulate(port.get_shape()[last] for port in node.outputs())]
@@ -81,10 +78,10 @@ def _transpose_by_reorder(graph: ov.Model) -> None:
     """
     for node in _nodes(graph, "Transpose"):
         shape, order = list(node.get_input_shape(0)), node.input_value(1).get_node().data.tolist()
-        source, readers = node.input_value(0), {port.get_node().get_type_name() for port in _readers(node)}
+        source, read_by = node.input_value(0), {reader.get_type_name() for reader in readers(node)}
         if not (
-            (order == [0, 2, 1] and "Reshape" not in readers)
-            or (order == [0, 2, 3, 1] and source.get_node().get_type_name() == "FakeQuantize" and readers == {"MatMul"})
+            (order == [0, 2, 1] and "Reshape" not in read_by)
+            or (order == [0, 2, 3, 1] and source.get_node().get_type_name() == "FakeQuantize" and read_by == {"MatMul"})
         ):
             continue
         four = op.reshape(source, [*shape[:2], 1, math.prod(shape[2:])], special_zero=False)
@@ -148,10 +145,6 @@ def _nodes(graph: ov.Model, kind: str) -> list[ov.Node]:
     """The nodes of a kind whose input's shape is known; that of a context need not be."""
     found = [node for node in graph.get_ordered_ops() if node.get_type_name() == kind]
     return [node for node in found if node.get_input_partial_shape(0).is_static]
-
-
-def _readers(node: ov.Node) -> list[ov.Input]:
-    return list(node.output(0).get_target_inputs())
 
 
 def _axis(split: ov.Node) -> int:

@@ -47,8 +47,7 @@ def fold_upsampling(graph: ov.Model, largest: int) -> list[str]:
         weights = [phase_weights(integers, *phase) for phase in PHASES]
         if max(np.abs(sums).max() for sums in weights) > largest:
             continue
-        (reader,) = node.output(0).get_target_inputs()
-        reader.replace_source_output(node.input_value(0))
+        read_instead(node.output(0), node.input_value(0))
         name, (_, scale) = convolution.get_friendly_name(), weight_constants(convolution)
         names = [name, *(f"{name}.{number}" for number in range(1, len(PHASES)))]
         outputs = []
