@@ -12,7 +12,7 @@ from openvino import opset13 as op
 
 from edadm.engines.graph import only_reader, quantized_reader, read_instead, readers, replace, weight_constants
 
-FEW_PIXELS = 256  # in a call; beyond, padding them costs what it spares
+FEW_PIXELS = 2  # in a call, times the output channels; beyond, padding them costs what it spares
 
 
 def spare_moves(graph: ov.Model) -> list[str]:
@@ -110,14 +110,14 @@ def _pad_bytes(graph: ov.Model) -> None:
     """Pad the integers of a few pixels before a convolution.
 
     One that pads by itself adds up its weights in every call, to know what the zero point is worth at the edges; for
-    few pixels that takes longer than the products.
+    few pixels that takes longer than the products. It grows with the output channels, padding with the pixels.
     """
     quantized: dict[str, ov.Node] = {}  # by the quantization's name, which the parts of a layer may share
     for node in _nodes(graph, "Convolution"):
         q, geometry = node.input_value(0).get_node(), node.get_attributes()
         begin, end = list(geometry["pads_begin"]), list(geometry["pads_end"])
-        images, _, *size = node.get_output_shape(0)
-        few = len(size) == 2 and images * math.prod(size) <= FEW_PIXELS
+        images, channels, *size = node.get_output_shape(0)
+        few = len(size) == 2 and images * math.prod(size) <= FEW_PIXELS * channels
         if not (few and any(begin + end) and q.get_type_name() == "FakeQuantize" and weight_constants(node)):
             continue
         low, high, least, greatest = (bound.get_node().data.reshape(-1) for bound in q.input_values()[1:])
