@@ -1,8 +1,10 @@
-"""Pieces of OpenVINO graphs, as networks have them once they are read again from a file."""
+"""Pieces of OpenVINO graphs, as networks have them once they are read again from a file, and what runs in int8."""
 
 import numpy as np
 import openvino as ov
 from openvino import opset13 as op
+
+from edadm.engines import cpu, processor
 
 
 def quantized_convolution(
@@ -24,3 +26,18 @@ def quantized_convolution(
     convolution = op.convolution(quantized, weight, list(strides), list(begin), list(end), list(dilations))
     convolution.set_friendly_name(name)
     return convolution
+
+
+def in_int8(*compiled: ov.CompiledModel, names: set[str] = frozenset(), count: int | None = None) -> bool:
+    """Whether every layer runs in int8, all of ``names`` among them, and they are ``count``."""
+    found = set().union(*map(cpu.int8_names, compiled))
+    return counted(*cpu.int8_layers(*compiled), count) and (names <= found or not processor.is_x86())
+
+
+def counted(integer: int, total: int, count: int | None) -> bool:
+    """Whether all of a graph's layers are ``integer`` ones and, if it is known, ``count``.
+
+    Without VNNI there may be more, for those of large weights are two; on other processors than x86 some are float.
+    """
+    as_many = count in (None, total) or (total > count and not processor.has_int8_dot())
+    return as_many and (integer == total or not processor.is_x86())

@@ -19,7 +19,7 @@ from test_units import conditional_unet
 from test_units import data as conditional_data
 from torch import Tensor, nn
 
-from edadm.engines import cpu, reference
+from edadm.engines import cpu, processor, reference
 from edadm.engines.graph import product_nodes
 from edadm.errors import InputError
 from edadm.params import Recipe, Reconstruction
@@ -30,6 +30,7 @@ from edadm.quantization.reconstruction import attention_scales, integer_layers, 
 SCALES = {
     name: torch.tensor(scale).item() for name, scale in {"q": 0.03, "k": 0.02, "v": 0.025, "softmax": 1 / 200}.items()
 }
+INT8 = processor.is_x86() and processor.has_int8_dot()  # elsewhere products of attention are computed in float
 EXACT = lambda _, a, __, b: a @ b  # noqa: E731
 
 
@@ -111,16 +112,14 @@ def test_the_reference_computes_what_was_simulated(learned: tuple) -> None:
     assert (floats - expected).norm() / expected.norm() < 0.02
 
 
-def test_the_cpu_engine_computes_the_products_in_int8(tmp_path: Path) -> None:
+def test_the_cpu_engine_computes_the_products_of_integers(tmp_path: Path) -> None:
     model, layers, floats = tiny.quantized()
     scales = dict.fromkeys(attention.attentions(model), SCALES)
     checkpoint.save(tmp_path / "quantized", checkpoint.unet_config(model), layers, floats, {}, scales)
-    if not cpu.has_int8_dot():
-        pytest.skip("this processor has no int8 products")
     cpu.deploy(tmp_path / "quantized", tmp_path / "engine")
     engine = cpu.load(tmp_path / "engine", 16, threads=1)
     products = {f"{name}.{operand}" for name in scales for operand in ("q", "softmax")}
-    assert products <= set().union(*map(cpu.int8_names, engine.compiled)) or not cpu.is_x86()
+    assert products <= set().union(*map(cpu.int8_names, engine.compiled)) or not INT8
     x, t = tiny.inputs(16)
     with torch.no_grad():
         expected = reference.load(tmp_path / "quantized")(x, t)
@@ -143,8 +142,7 @@ def test_a_product_of_the_cpu_engine_is_exact(one: str, other: str, tokens: int,
     ports = [op.parameter(list(x.shape), np.float32) for x in (a, b)]
     graph = ov.Model([product_nodes(*(port.output(0) for port in ports), "here.q", one, other, SCALES)], ports)
     compiled = cpu.compile_graph(ov.Core(), graph, "f32", threads=1)
-    if cpu.has_int8_dot() and cpu.is_x86():
-        assert "here.q" in cpu.int8_names(compiled)
+    assert "here.q" in cpu.int8_names(compiled) or not INT8
     expected = attention.integer_product(SCALES)(one, a, other, b)
     found = torch.from_numpy(compiled([a.numpy(), b.numpy()])[0])
     assert (found - expected).abs().max() <= 1e-6 * expected.abs().max()

@@ -7,11 +7,11 @@ import openvino as ov
 import pytest
 import tiny
 import torch
-from graphs import quantized_convolution
+from graphs import in_int8, quantized_convolution
 from openvino import opset13 as op
 from torch import Tensor
 
-from edadm.engines import cpu, processor
+from edadm.engines import cpu
 from edadm.engines.graph import layer_nodes
 from edadm.engines.moves import spare_moves
 from edadm.quantization.integer_layer import IntegerLayer
@@ -56,7 +56,7 @@ def test_parts_of_a_linear_are_linears_in_int8() -> None:
     graph = ov.Model([gated, op.relu(parts.output(2))], [x])
     added, other, compiled = rewritten(graph, (2, 9, 8))
     assert added == ["proj.1", "proj.2"] and "VariadicSplit" not in kinds(other)
-    assert {"proj", *added} <= cpu.int8_names(compiled) or not processor.is_x86()
+    assert in_int8(compiled, names={"proj", *added})
 
 
 def shortcut(first: IntegerLayer, second: IntegerLayer, lengths: tuple[int, int]) -> ov.Model:
@@ -118,7 +118,7 @@ def test_convolutions_pad_their_inputs_with_zeros(changes: dict, stays: bool) ->
     _, other, compiled = rewritten(graph, (2, 8, 5, 4))
     pads = [node for node in other.get_ordered_ops() if node.get_type_name() == "Pad"]
     assert any(node.get_element_type() == ov.Type.f32 for node in pads) == stays
-    assert "conv" in cpu.int8_names(compiled) or not processor.is_x86()
+    assert in_int8(compiled, names={"conv"})
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_the_integers_of_few_pixels_are_padded(
     graph = ov.Model([op.relu(convolution)], [x])
     _, other, compiled = rewritten(graph, (images, 8, *sides))
     assert ("Pad" in kinds(other)) == padded
-    assert "conv" in cpu.int8_names(compiled) or not processor.is_x86()
+    assert in_int8(compiled, names={"conv"})
 
 
 @pytest.mark.parametrize("bits", [4, 8])

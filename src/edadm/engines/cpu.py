@@ -1,8 +1,7 @@
 """The CPU engine: a quantized network's OpenVINO graph (graph.py), compiled.
 
 ``deploy`` writes a folder with ``model.xml`` and ``model.bin`` (one graph for every batch size; weights of at most 4
-bits packed), ``engine.json`` and ``size.json``; ``load`` compiles it for one batch size. Without VNNI or AMX the int8
-kernels saturate sums of two products at 16 bits, silently: 4 to 17 % wrong (tests/test_engines.py).
+bits packed), ``engine.json`` and ``size.json``; ``load`` compiles it for one batch size.
 """
 
 import logging
@@ -21,20 +20,19 @@ from edadm.engines.conditioning import Part, settle_shapes, take_apart
 from edadm.engines.graph import build_graph, executed, pack_weights, unpack_weights
 from edadm.engines.moves import spare_moves
 from edadm.engines.processor import has_int8_dot, is_x86
+from edadm.engines.saturation import avoid_saturation
 from edadm.engines.upsampling import fold_upsampling
 from edadm.errors import InputError
 from edadm.files import atomic_folder, read_json, write_json
 from edadm.quantization import autoencoder, checkpoint, network
 from edadm.quantization.checkpoint import QuantizedCheckpoint
 from edadm.quantization.integer_layer import PACKED_BITS, IntegerLayer
-from edadm.quantization.quantizer import weight_grid
 
 log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 2
 PRODUCTS = ("q", "softmax")  # an attention's products are called by their first operands
 BODIES = ("f32", "bf16")
-SAFE_WEIGHT = 63  # 2 * 255 * 63 < 2**15: two products fit into 16 bits
 
 
 class CpuEngine:
@@ -131,14 +129,11 @@ def _description(
     def sizes(port: ov.Output) -> list[int]:
         return [-1 if axis.is_dynamic else axis.get_length() for axis in port.partial_shape]
 
-    largest = max((int(layer.weight.abs().max()) for layer in layers.values()), default=0)
     return {
         "inputs": {port.any_name: sizes(port) for port in graph.inputs},
         "output": sizes(graph.output(0)),
         "layers": executed(layers),
         "products": [f"{name}.{operand}" for name in loaded.attention for operand in PRODUCTS],
-        # the signed factor in a product of two integers
-        "largest_weight": max(largest, 128) if loaded.attention else largest,
     }
 
 
@@ -155,8 +150,8 @@ def load(
     ``body`` is the type of everything that is not an integer layer: "f32" for exactness, "bf16" for speed. Not
     ``apart``, the graph stays as it is and each call computes all of it, as OpenVINO alone would: a baseline of
     latencies.
-    InputError when the folder is not an engine, the machine would compute wrong sums, or a layer would not run in int8;
-    on other processors than x86, where OpenVINO lacks kernels, the last is a warning.
+    InputError when the folder is not an engine, or a layer would not run in int8; on other processors than x86, where
+    OpenVINO lacks kernels, the latter is a warning.
     """
     if body not in BODIES:
         raise InputError(f"engine.body: {body!r} is not one of {', '.join(BODIES)}")
@@ -188,7 +183,6 @@ def _is_description(description: Mapping[str, Any]) -> bool:
         isinstance(inputs, dict)
         and all(isinstance(shape, list) and all(type(size) is int for size in shape) for shape in inputs.values())
         and all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in named)
-        and type(description.get("largest_weight")) is int
     )
 
 
@@ -210,15 +204,12 @@ def _for_batch(
     cache_dir: Path | None = None,
     apart: bool = True,
 ) -> CpuEngine:
-    """``graph``, with int8 weights, compiled for one batch size; InputError when it would be wrong, or slow."""
-    if description["largest_weight"] > SAFE_WEIGHT and not has_int8_dot():
-        reason = f"this processor has neither VNNI nor AMX, where weights beyond {SAFE_WEIGHT} give wrong sums"
-        raise InputError(f"{reason}; use weights of at most 7 bits in every layer")
+    """``graph``, with int8 weights, compiled for one batch size; InputError when a layer would not run in int8."""
     graph.reshape({name: [batch, *shape[1:]] for name, shape in description["inputs"].items()})
     added, models = (rewrite(graph), take_apart(graph)) if apart else ([], [graph])
     core = ov.Core()
     compiled = [compile_graph(core, model, body, threads, cache_dir) for model in models]
-    expected = {*description["layers"], *description["products"], *added}
+    expected = {*description["layers"], *added, *(description["products"] if has_int8_dot() else ())}
     missing = sorted(expected.difference(*map(int8_names, compiled)))
     if missing:
         reason = f"{len(missing)} of {len(expected)} layers would not run in int8, first {missing[0]}"
@@ -231,13 +222,18 @@ def _for_batch(
 def rewrite(graph: ov.Model) -> list[str]:
     """Let a graph of static shapes, with int8 weights, compute the same sooner; names of the layers that this adds."""
     settle_shapes(graph)
-    return fold_upsampling(graph, weight_grid(8)[1] if has_int8_dot() else SAFE_WEIGHT) + spare_moves(graph)
+    return fold_upsampling(graph) + spare_moves(graph)
 
 
 def compile_graph(
     core: ov.Core, graph: ov.Model, body: str, threads: int, cache_dir: Path | None = None
 ) -> ov.CompiledModel:
-    """``graph`` for this CPU; the precision is always stated, since OpenVINO's own choice is bf16 where it can."""
+    """``graph`` for this CPU, which may change it (``avoid_saturation``).
+
+    The precision is always stated, since OpenVINO's own choice is bf16 where it can.
+    """
+    if not has_int8_dot():
+        avoid_saturation(graph)
     settings = {
         "INFERENCE_PRECISION_HINT": body,
         "INFERENCE_NUM_THREADS": threads,

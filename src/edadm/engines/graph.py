@@ -252,7 +252,8 @@ def weight_constants(product: ov.Node) -> tuple[ov.Node, ov.Node] | None:
     if scaled.get_type_name() != "Multiply" or scaled.input_value(0).get_node().get_type_name() != "Convert":
         return None
     integers, scale = scaled.input_value(0).get_node().input_value(0).get_node(), scaled.input_value(1).get_node()
-    return (integers, scale) if integers.get_element_type() == ov.Type.i8 else None
+    int8 = integers.get_type_name() == "Constant" and integers.get_element_type() == ov.Type.i8
+    return (integers, scale) if int8 else None
 
 
 def read_instead(port: ov.Output, other: ov.Output) -> None:

@@ -11,7 +11,9 @@ import openvino as ov
 from openvino import opset13 as op
 
 from edadm.engines.graph import only_reader, quantized_reader, read_instead, weight_constants
+from edadm.quantization.quantizer import weight_grid
 
+LARGEST = weight_grid(8)[1]
 PHASES = ((0, 0), (0, 1), (1, 0), (1, 1))  # (row, column) of an output pixel, modulo 2
 
 
@@ -28,8 +30,8 @@ def phase_weights(weight: np.ndarray, row: int, column: int) -> np.ndarray:
     return sums
 
 
-def fold_upsampling(graph: ov.Model, largest: int) -> list[str]:
-    """Rewrite ``graph``, of static shapes and with int8 weights, wherever the sums of weights stay within ``largest``.
+def fold_upsampling(graph: ov.Model) -> list[str]:
+    """Rewrite ``graph``, of static shapes and with int8 weights, wherever the sums of weights are int8 numbers.
 
     The four convolutions are called by the layer's name, the last three with ``.1`` to ``.3`` behind it; returns the
     names that are new.
@@ -45,7 +47,7 @@ def fold_upsampling(graph: ov.Model, largest: int) -> list[str]:
         if integers is None:
             continue
         weights = [phase_weights(integers, *phase) for phase in PHASES]
-        if max(np.abs(sums).max() for sums in weights) > largest:
+        if max(np.abs(sums).max() for sums in weights) > LARGEST:
             continue
         read_instead(node.output(0), node.input_value(0))
         name, (_, scale) = convolution.get_friendly_name(), weight_constants(convolution)
