@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edadm.engines.batches import in_batches
+from edadm.engines.processor import has_int8_dot
 from edadm.engines.reference import Network
 from edadm.errors import InputError
 from edadm.files import atomic_folder, read_json, write_json
@@ -117,6 +118,8 @@ def runtime_session(path: Path, threads: int) -> Any:
     options.intra_op_num_threads = threads
     # products of a float with a dequantized weight (a linear's 16-bit input) else have their input rounded to 8 bits
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    if not has_int8_dot():  # sums of two products would saturate at 16 bits: the same values are computed in float
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
