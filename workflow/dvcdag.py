@@ -191,4 +191,7 @@ class Stages:
 
 
 if __name__ == "__main__":
-    print(f"{sys.argv[1]} {sys.argv[2]}:", Stages().shard(*sys.argv[1:3]))
+    try:
+        print(f"{sys.argv[1]} {sys.argv[2]}:", Stages().shard(*sys.argv[1:3]))
+    except subprocess.CalledProcessError as error:  # the command has said why
+        sys.exit(abs(error.returncode))
