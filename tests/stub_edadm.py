@@ -24,7 +24,6 @@ published = "--published" in words
 words = [word for word in words if word != "--published"]
 options = {word[2:]: Path(words[place + 1]) for place, word in enumerate(words) if word.startswith("--")}
 out = options["out"]
-params = yaml.safe_load(Path("params.yaml").read_text())
 
 read = []
 for name, path in sorted(options.items()):
@@ -38,6 +37,7 @@ if command in ("tables", "report", "latency"):
     index = Path("results/index-published" if published else "results/index")
     read += [path.read_bytes() for path in sorted(index.glob(gathered))]
 if command == "reconstruct":
+    params = yaml.safe_load(Path("params.yaml").read_text())
     read.append(json.dumps(params["variants"][named[1]]).encode())
 if command in SOURCES:
     lines = Path("src/edadm", SOURCES[command]).read_text().splitlines()

@@ -39,6 +39,15 @@ def test_the_import_brings_no_heavy_package() -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
+def test_openvino_reports_nothing() -> None:
+    """It would else tell its maker of each import and conversion."""
+    code = "import edadm; from openvino.tools.ovc import telemetry_utils; print(telemetry_utils.tm.__name__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "openvino.tools.ovc.telemetry_stub", done.stderr
+
+
 def test_every_name_is_there_and_described() -> None:
     for name in edadm.__all__:
         found = getattr(edadm, name)

@@ -168,7 +168,7 @@ def test_commands_of_the_pipeline(name: str, space: Workspace, reader: Path) -> 
     }
     text = "".join(FENCED.findall((ROOT / name).read_text()))
     lines = [line.partition(" #")[0].strip() for line in text.splitlines()]
-    for line in filter(None, lines):
+    for line in filter(None, dict.fromkeys(lines)):
         words = shlex.split(line)
         if words[0] in elsewhere and elsewhere[words[0]](words):
             continue

@@ -145,7 +145,7 @@ def test_odd_values_in_an_engine(engine: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(engine, tmp_path / "engine")
     description = json.loads((folder / "engine.json").read_text())
 
-    @examples(100)
+    @examples(40)
     @given(st.sampled_from(list(leaves(description))), st.sampled_from(ODD))
     def check(place: tuple, odd: Any) -> None:
         (folder / "engine.json").write_text(json.dumps(replaced(description, place, odd)))

@@ -146,8 +146,7 @@ def test_the_integers_of_few_pixels_are_padded(
     assert in_int8(compiled, names={"conv"})
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize(("conditional", "bits"), [(False, 4), (True, 8)])
 def test_networks_give_the_same_bits(
     conditional: bool, bits: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ import torch
 from command_line import call
 from diffusers import UNet2DConditionModel
 from test_attention import SCALES
-from test_cuda_engine import network_inputs, padded_unet, small_unet
+from test_cuda_engine import network_inputs, small_unet
 from test_engines import CASES, grid_inputs, random_layer
 from torch import nn
 
@@ -107,8 +107,7 @@ def one_level():
 # form, network, bits of its weights and of its inputs, scales of the operands of its attentions
 TINY = {
     "onnx": ("onnx", small_unet, 4, 8, None),
-    "tensorrt": ("tensorrt", padded_unet, 4, 5, None),
-    "attention": ("tensorrt", one_level, 8, 8, SCALES),
+    "tensorrt": ("tensorrt", one_level, 8, 8, SCALES),
 }
 
 

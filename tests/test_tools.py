@@ -40,9 +40,10 @@ def test_dvc_plots_and_metrics_and_experiments(space: Workspace) -> None:
 
 
 def test_snakemake_reports_when_each_stage_ran(space: Workspace) -> None:
-    space.edit("params.yaml", "iterations: 400", "iterations: 7")
+    source = space.folder / "src/edadm/evaluation/metrics.py"
+    source.write_text(source.read_text() + "changed = True\n")
     space.snakemake()
     space.snakemake("--report", "run.html")
     page = (space.folder / "run.html").read_text()
-    assert all(f'"{rule}"' in page for rule in ("reconstruction", "layer_errors", "metrics", "report"))
+    assert all(f'"{rule}"' in page for rule in ("metrics", "tables", "report"))
     assert "starttime" in page and "endtime" in page

@@ -23,7 +23,6 @@ from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 from typing import IO
-from unittest.mock import patch
 
 import networkx as nx
 import psutil
@@ -37,6 +36,8 @@ from index import prune
 
 # the objects of hundreds of stages are made, and stay: looking for garbage among them takes as long as making them
 gc.set_threshold(1_000_000)
+# DVC parses params.yaml anew for each stage, which takes longer than all the rest
+param.load_path = cache(param.load_path)
 
 STAMPS = Path(".stamps")
 RUNNING = ".running"  # in STAMPS: locked by the Snakemake that runs here
@@ -78,8 +79,7 @@ class Stages:
         another node.
         """
         found = {}
-        # DVC parses params.yaml anew for each stage, which takes longer than all the rest
-        with self.repo.lock, patch.object(param, "load_path", cache(param.load_path)):
+        with self.repo.lock:
             for name, stage in self.stages.items():
                 if not any(out.hash_info for out in stage.outs):
                     found[name] = "has not run"

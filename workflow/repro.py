@@ -5,14 +5,18 @@ repro.py STAGE...
 For each stage that ran, DVC reads and writes all of ``dvc.lock`` by a parser that would keep comments: longer than
 all its other work, and all the longer the more stages there are. The file has one block of lines a stage, so here that
 of the stage is exchanged, and the file renamed into place, so that it is whole also when the process is killed.
+
+DVC also parses params.yaml each time that it looks at a stage's parameters: here once, as it was when the stage began.
 """
 
 import re
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from dvc.cli import main
+from dvc.dependency import param
 from dvc.dvcfile import Lockfile
 from dvc.stage import PipelineStage, serialize
 from dvc.utils.serialize import dumps_yaml
@@ -39,4 +43,5 @@ def dump_stages(lock: Lockfile, stages: list[PipelineStage], **settings: Any) ->
 
 if __name__ == "__main__":
     Lockfile.dump_stages = dump_stages
+    param.load_path = cache(param.load_path)
     sys.exit(main(["--wait-for-lock", "repro", "--single-item", *sys.argv[1:]]))

@@ -8,10 +8,15 @@ In Python::
     pipe.unet = edadm.load("quantized")                        # the pipeline as it was, in integers
 """
 
+import sys
 from importlib import import_module
 from typing import Any
 
 from edadm import _torchvision  # noqa: F401  (before anything that imports torchvision)
+
+# OpenVINO reports every import and conversion to a service of its maker, from processes of its own, when it finds this
+# package: where it finds none, it does without
+sys.modules.setdefault("openvino_telemetry", None)
 
 # where each name comes from: imported when it is asked for, since diffusers and OpenVINO take seconds
 _PLACES = {
