@@ -77,7 +77,7 @@ def test_four_bit_weights_keep_eight_at_the_images_ends(calibration_file: Path) 
 
 
 def test_reconstruction_learns_the_autoencoder(calibration_file: Path) -> None:
-    learning = {"method": "fbr", "iterations": 30, "batch": 4, "rate_rounding": 0.05}
+    learning = {"method": "fbr", "iterations": 12, "batch": 4, "rate_rounding": 0.1}
     recipe = Recipe(4, 8, ("unet", "vae"), reconstruction=Reconstruction(**learning))
     losses = (quantize(tiny.autoencoder(), calibration_file, recipe) / "vae" / "losses.csv").read_text().splitlines()
     errors = [line.split(",")[-2:] for line in losses[1:]]

@@ -163,8 +163,8 @@ def test_commands_of_the_pipeline(name: str, space: Workspace, reader: Path) -> 
         "python": lambda words: words[1] == "-m" or (ROOT / words[1]).is_file(),  # minutes, or as in test_remotes.py
         "git": lambda words: words[1] == "clone",
         # test_workflow.py runs whole targets, test_tools.py what shows results, test_remotes.py the rest
-        "snakemake": lambda words: words[-1] in ("full", "ablation", "paper") or "--report" in words,
-        "dvc": lambda words: words[1] in ("metrics", "plots", "remote", "push", "pull") or words[2:3] == ["show"],
+        "snakemake": lambda words: words[-1] in ("-n", "2", "full", "ablation", "paper") or "--report" in words,
+        "dvc": lambda words: words[1] in ("repro", "metrics", "plots", "remote", "push", "pull") or words[2] == "show",
     }
     text = "".join(FENCED.findall((ROOT / name).read_text()))
     lines = [line.partition(" #")[0].strip() for line in text.splitlines()]

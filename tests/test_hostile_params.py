@@ -21,7 +21,7 @@ PLACES = list(leaves(CONTENT))
 def test_odd_values(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
 
-    @examples(150)
+    @examples(80)
     @given(st.sampled_from(PLACES), st.sampled_from(ODD))
     def check(place: tuple, odd: Any) -> None:
         path.write_text(json.dumps(replaced(CONTENT, place, odd)))
@@ -33,7 +33,7 @@ def test_odd_values(tmp_path: Path) -> None:
 def test_a_key_that_is_not_there(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
 
-    @examples(60)
+    @examples(40)
     @given(st.sampled_from([place for place in PLACES if isinstance(place[-1], str)]), st.text(max_size=20))
     def check(place: tuple, name: str) -> None:
         changed = copy.deepcopy(CONTENT)
@@ -49,7 +49,7 @@ def test_a_key_that_is_not_there(tmp_path: Path) -> None:
 def test_damaged_bytes(tmp_path: Path) -> None:
     path, content = tmp_path / "params.yaml", TEXT.encode()
 
-    @examples(150)
+    @examples(80)
     @given(st.data())
     def check(data: st.DataObject) -> None:
         path.write_bytes(damaged(content, data))

@@ -37,7 +37,7 @@ def problem(file: Path, key: str, value: object) -> str:
     for folder in folders:
         place = place[folder]
     place[last] = value
-    file.write_text(yaml.safe_dump(content))
+    file.write_text(yaml.dump(content, Dumper=yaml.CSafeDumper))
     with pytest.raises(InputError) as caught:
         params.load(file)
     message = str(caught.value)

@@ -105,10 +105,8 @@ def test_no_more_calls_than_needed(sources: Callable[[str], Path]) -> None:
 @pytest.mark.parametrize(
     ("name", "words", "call"),
     [
-        ("sd1", ("a boat", None), {"guidance_scale": 3.0}),
         ("sd2", ("a boat", None), {"guidance_scale": 1.0}),
         ("sdxl", ("a boat", None), {"guidance_scale": 3.0}),
-        ("ddim", (None, None), {}),
         ("labelled", (None, 1), {}),
         ("latent", (None, 1), {"guidance_scale": 2.0}),
     ],
@@ -116,6 +114,7 @@ def test_no_more_calls_than_needed(sources: Callable[[str], Path]) -> None:
 def test_every_layout_is_quantized_and_drawn_from(
     name: str, words: tuple, call: dict, sources: Callable[[str], Path], tmp_path: Path
 ) -> None:
+    """Those of DDIM and Stable Diffusion 1 are in docs/own-model.md, which test_docs.py does."""
     labels = None if words[1] is None else [0, 1, 2]
     out = quantized(sources(name), tmp_path / "out", labels=labels, **call)
     original = {path.relative_to(sources(name)).as_posix() for path in sources(name).rglob("*") if path.is_file()}
@@ -135,7 +134,7 @@ def test_every_layout_is_quantized_and_drawn_from(
     exact = first_image(folder.open_pipeline(out, device="reference"), range(3, 4))
     full = first_image(folder.open_pipeline(sources(name)), range(3, 4))
     assert exact.shape == full.shape and 0 < np.abs(full - exact).mean() < 40
-    if name not in ("sd2", "ddim"):  # for the engine they are sd1 and the network of test_quantized_unet.py
+    if name != "sd2":  # for the engine it is sd1
         pipeline = folder.open_pipeline(out, threads=1)
         found = first_image(pipeline, range(3, 5))
         assert pipeline.unet.engine == "cpu"  # not the slow way

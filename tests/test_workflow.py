@@ -127,26 +127,18 @@ def test_a_system_is_added_by_its_block(space: Workspace) -> None:
 
 def test_full_protocol_is_a_target_of_its_own(space: Workspace) -> None:
     full = {f"{family}@{run}" for family in ("samples-full", "metrics-full") for run in RUNS} | {"tables-full"}
-    assert space.announced("full") == full
     space.snakemake("full")
     assert set(space.ran()) == full
     assert "up to date" in space.call("dvc", "repro", "full/dvc.yaml").stdout
 
 
 def test_ablation_is_a_target_of_its_own(space: Workspace) -> None:
-    calibrated = {f"calibration-ablation@{name}-{repeat}" for name in ("tdac", "uniform") for repeat in (0, 1)}
-    measured = {
-        f"{family}-ablation@row{row}-{repeat}"
-        for family in ("reconstruction", "deployment", "samples", "metrics")
-        for row in (0, 1)
-        for repeat in (0, 1)
-    }
-    stages = calibrated | measured | {"ablation"}
-    assert space.announced("ablation") == stages
-    space.edit("params.yaml", "- 0\n  - 1\n", "- 0\n")
-    once = {stage for stage in stages if not stage.endswith("-1")}
+    calibrated = {f"calibration-ablation@{name}-0" for name in ("tdac", "uniform")}
+    stages = ("reconstruction", "deployment", "samples", "metrics")
+    measured = {f"{stage}-ablation@row{row}-0" for stage in stages for row in (0, 1)}
+    space.edit("params.yaml", "- 0\n  - 1\n", "- 0\n")  # one repetition
     space.snakemake("ablation")
-    assert set(space.ran()) == once
+    assert set(space.ran()) == calibrated | measured | {"ablation"}
     assert "up to date" in space.call("dvc", "repro", "ablation/dvc.yaml").stdout
     # a row and a repetition taken away go from the table, and nothing else runs
     measured_once = space.folder / f"results/index-ablation/{SYSTEM}/metrics"
