@@ -28,10 +28,6 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     DDIMScheduler().save_pretrained(source / "scheduler")
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["systems"][SYSTEM]["checkpoint"] = {"source": str(source), "sha256": sha256(source / WEIGHTS)}
-    params["systems"][SYSTEM]["sampler"]["steps"] = 4
-    params["systems"][SYSTEM]["calibration"] |= {"samples": 8, "batch": 8}
-    params["systems"][SYSTEM]["sampling"] |= {"batch": 2, "shard": 4, "images": {"demo": 8, "full": 10}}
-    params["variants"]["w4a8"]["reconstruction"] |= {"iterations": 2, "batch": 4, "tuning": 2}
     params["engine"]["threads"] = 1
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     monkeypatch.chdir(tmp_path)
@@ -45,23 +41,6 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     assert message.startswith("edadm: ")
     assert "\n" not in message
     return message
-
-
-def test_a_checkpoint_goes_through_to_samples(project: Path) -> None:
-    assert call("checkpoint", SYSTEM, "--out", "checkpoint") == 0
-    assert call("calibrate", SYSTEM, "tdac", "--checkpoint", "checkpoint", "--out", "tdac.safetensors") == 0
-    assert json.loads(Path("tdac.json").read_text())["steps"] == 4
-    assert load_file("tdac.safetensors")["final"].shape == (8, 1, 8, 8)
-    shared = ("--checkpoint", "checkpoint", "--calibration", "tdac.safetensors", "--scratch", "scratch")
-    for variant in ("fp32", "w4a8", "w4a8-rtn"):
-        assert call("reconstruct", SYSTEM, variant, *shared, "--out", f"{variant}/quantized") == 0
-        assert call("deploy", "--quantized", f"{variant}/quantized", "--out", f"{variant}/engine") == 0
-        drawing = ("--engine", f"{variant}/engine", "--checkpoint", "checkpoint", "--scratch", f"{variant}/scratch")
-        assert call("sample", SYSTEM, *drawing, "--out", f"{variant}/samples") == 0
-        assert sorted(path.name for path in Path(variant, "samples").iterdir()) == ["shard-0000.npz", "shard-0001.npz"]
-    sizes = {v: Path(v, "quantized", "model.safetensors").stat().st_size for v in ("fp32", "w4a8")}
-    assert sizes["w4a8"] < sizes["fp32"] / 2
-    assert not Path("scratch").exists()
 
 
 @pytest.fixture

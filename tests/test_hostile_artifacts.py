@@ -116,7 +116,9 @@ def test_a_shard_that_declares_too_much(tmp_path: Path) -> None:
     for small, huge in ((b"(3, 8, 8, 1)", b"(9, 9**9, 8)"), (b"(3, 8, 8, 1)", b"(99999999,1)")):
         path.write_bytes(content.replace(small, huge))
         refused(samples.open_folder, tmp_path)
-    np.savez_compressed(path, arr_0=np.zeros((3, 8, 8, 1), np.uint8), seeds=np.zeros(2**28, np.int64), fingerprint="0")
+    np.savez_compressed(
+        path, arr_0=np.zeros((3, 8, 8, 1), np.uint8), seeds=np.zeros(2**27 + 1, np.int64), fingerprint="0"
+    )
     refused(samples.open_folder, tmp_path)
 
 

@@ -42,8 +42,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
     def source(name: str) -> Path:
         if not (root / name).exists():
-            make = tiny.latent_checkpoint if name == "latent" else getattr(tiny_pipelines, name)
-            make(root / name)
+            getattr(tiny_pipelines, name)(root / name)
         return root / name
 
     return source
@@ -108,13 +107,12 @@ def test_no_more_calls_than_needed(sources: Callable[[str], Path]) -> None:
         ("sd2", ("a boat", None), {"guidance_scale": 1.0}),
         ("sdxl", ("a boat", None), {"guidance_scale": 3.0}),
         ("labelled", (None, 1), {}),
-        ("latent", (None, 1), {"guidance_scale": 2.0}),
     ],
 )
 def test_every_layout_is_quantized_and_drawn_from(
     name: str, words: tuple, call: dict, sources: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """Those of DDIM and Stable Diffusion 1 are in docs/own-model.md, which test_docs.py does."""
+    """DDIM, Stable Diffusion 1 and systems of this project are in docs/own-model.md, which test_docs.py does."""
     labels = None if words[1] is None else [0, 1, 2]
     out = quantized(sources(name), tmp_path / "out", labels=labels, **call)
     original = {path.relative_to(sources(name)).as_posix() for path in sources(name).rglob("*") if path.is_file()}
