@@ -130,25 +130,25 @@ class Process:
 def timed(system: str, names: list[str], folder: Path, batch: int, threads: int, rounds: int) -> list[dict[str, Any]]:
     """The rows of one system and batch size."""
     processes = []
-    for name in names:
-        one = Process(name, folder, batch, threads)
-        if "failed" in one.loaded:
-            click.echo(f"{system}, batch {batch}: {name} failed\n{one.loaded['failed']}", err=True)
-            one.end()
-            continue
-        free = psutil.virtual_memory().available / 2**20
-        click.echo(f"{system}, batch {batch}: {name} loaded in {one.loaded['load_s']:.1f} s, {free:.0f} MiB free")
-        processes.append(one)
-        if free < FREE:
-            raise click.ClickException(
-                f"{free:.0f} MiB are left: weights would be read again; leave some out --without"
-            )
-    for _ in range(rounds):
-        for one in processes:
-            one.time()
+    with contextlib.ExitStack() as ends:
+        for name in names:
+            one = Process(name, folder, batch, threads)
+            ends.callback(one.end)
+            if "failed" in one.loaded:
+                click.echo(f"{system}, batch {batch}: {name} failed\n{one.loaded['failed']}", err=True)
+                continue
+            free = psutil.virtual_memory().available / 2**20
+            click.echo(f"{system}, batch {batch}: {name} loaded in {one.loaded['load_s']:.1f} s, {free:.0f} MiB free")
+            processes.append(one)
+            if free < FREE:
+                raise click.ClickException(
+                    f"{free:.0f} MiB are left: weights would be read again; leave some out --without"
+                )
+        for _ in range(rounds):
+            for one in processes:
+                one.time()
     rows = []
     for one in processes:
-        one.end()
         row = {"system": system, "configuration": one.name, "batch": batch, "threads": threads}
         row |= {"median_ms": 1e3 * median(one.seconds), "min_ms": 1e3 * min(one.seconds), "rounds": rounds}
         rows.append(row | one.loaded | {"file_mb": file_size(one.name, folder)})

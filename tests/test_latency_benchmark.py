@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import Mock
 
+import click
 import pytest
 import yaml
 
@@ -71,6 +73,17 @@ def test_a_configuration_that_fails_is_left_out_and_said(latency: ModuleType, tm
     one = latency.Process("edadm-w8a8", tmp_path, 1, 1)  # an empty folder
     assert "engine.json: no such file" in one.loaded["failed"]
     one.end()
+
+
+def test_with_too_little_memory_all_processes_end(
+    latency: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = Mock(loaded={"load_s": 1.0})
+    monkeypatch.setattr(latency, "Process", lambda *_: process)
+    monkeypatch.setattr(latency, "FREE", 2**40)
+    with pytest.raises(click.ClickException, match="MiB are left"):
+        latency.timed("fashion-ddim", ["openvino-fp32", "edadm-w8a8"], tmp_path, 1, 1, 1)
+    process.end.assert_called_once()
 
 
 @pytest.mark.slow
