@@ -188,11 +188,11 @@ def summary(out: Path) -> str:
         ms = {row["configuration"]: row["median_ms"] for row in chart["rows"]}
         kinds = {"float": full_size.FLOAT, "int8": ("nncf", "onnxruntime")}
         best = {kind: min((v for k, v in ms.items() if k.startswith(n)), default=None) for kind, n in kinds.items()}
-        ours = ms["edadm-w8a8"]
+        ours, share = ms.get("edadm-w8a8"), chart["share"]
         times = (ms.get(full_size.EAGER), best["float"], best["int8"], ours, ms.get("edadm-w4a8"))
-        ratios = [f"{value / ours:.2f}x" if value else "–" for value in times[:3]]
+        ratios = [f"{value / ours:.2f}x" if value and ours else "–" for value in times[:3]]
         cells = (f"{value:.1f} ms" if value else "–" for value in times)
-        lines.append((f"`{chart['system']}`", str(chart["batch"]), *cells, *ratios, f"{chart['share']:.0%}"))
+        lines.append((f"`{chart['system']}`", str(chart["batch"]), *cells, *ratios, f"{share:.0%}" if share else "–"))
     found = read_json(out)["systems"].values()
     processors = {f"{own['device']} ({', '.join(own['instructions'])}), {own['threads']} threads" for own in found}
     return "\n".join(

@@ -28,6 +28,7 @@ rule reconstruction_ablation:
         touch(".stamps/reconstruction-ablation@{key}"),
     log:
         "logs/reconstruction-ablation@{key}.log",
+    priority: 1  # as in quantize.smk
     conda:
         "../../env.yaml"
     threads: RECONSTRUCTION_THREADS

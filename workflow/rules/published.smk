@@ -73,6 +73,7 @@ rule reconstruction_published:
         touch(".stamps/reconstruction-published@{key}"),
     log:
         "logs/reconstruction-published@{key}.log",
+    priority: 1  # as in quantize.smk
     conda:
         "../../env.yaml"
     threads: RECONSTRUCTION_THREADS
