@@ -20,7 +20,7 @@ test: test-tools
 	@$(ACTIVATE) snakemake --lint
 	@$(ACTIVATE) python -m pytest -q -n $(CORES) --dist worksteal
 
-# systems at full size: minutes and gigabytes
+# whole systems, one at full size: minutes and gigabytes
 test-slow: test-tools
 	@$(ACTIVATE) python -m pytest -q -m slow
 
