@@ -140,6 +140,7 @@ def test_ablation_is_a_target_of_its_own(space: Workspace) -> None:
     space.snakemake("ablation")
     assert set(space.ran()) == calibrated | measured | {"ablation"}
     assert "up to date" in space.call("dvc", "repro", "ablation/dvc.yaml").stdout
+    assert "Nothing to be done" in space.snakemake("-n", "ablation").stdout
     # a row and a repetition taken away go from the table, and nothing else runs
     measured_once = space.folder / f"results/index-ablation/{SYSTEM}/metrics"
     (measured_once / "fp32-1").write_text("")
