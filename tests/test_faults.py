@@ -116,10 +116,17 @@ def held(space: Workspace, stage: str) -> int:
     return int(hold(space, stage).read_text() or 0)
 
 
+def runs_stage(process: psutil.Process) -> bool:
+    """Whether it is what starts a stage's command: DVC, or what makes single shards."""
+    try:
+        return Path([*process.cmdline(), "", ""][1]).name in ("repro.py", "dvcdag.py")
+    except psutil.NoSuchProcess:
+        return False
+
+
 def dvc_of(command: int) -> psutil.Process:
-    """The process that started a stage's command: DVC, or what makes single shards."""
-    names = ("repro.py", "dvcdag.py")
-    return next(each for each in psutil.Process(command).parents() if Path([*each.cmdline(), "", ""][1]).name in names)
+    """The process that started a stage's command."""
+    return next(filter(runs_stage, psutil.Process(command).parents()))
 
 
 @contextmanager
@@ -133,10 +140,12 @@ def no_process_left(space: Workspace) -> Iterator[None]:
 
 
 def kill_in(run: Run, killed: dict[str, int]) -> None:
-    """Kill what is to be killed in each of the stages, as they are reached, Snakemake last; with -9."""
+    """Kill what is to be killed in each of the stages, when all are reached, Snakemake last; with -9."""
     space = run.space
+    run.until(lambda: all(held(space, stage) for stage in killed))
+    # what ran beside them has ended: else whether it is killed too, or outlives, were chance
+    run.until(lambda: len(list(filter(runs_stage, psutil.Process(run.process.pid).children(True)))) == len(killed))
     for stage in sorted(killed, key=killed.get):
-        run.until(lambda stage=stage: held(space, stage))
         command = psutil.Process(held(space, stage))
         if killed[stage] == SNAKEMAKE:
             continue  # held until the next run waits for it
@@ -195,7 +204,7 @@ def test_killed(undisturbed: Workspace, bin_folder: Path, tmp_path: Path) -> Non
         for killed in RUNS_KILLED:
             for stage in killed:
                 hold(space, stage).touch()
-            run = Run(space, cores=8)
+            run = Run(space, cores=16)
             go_on(run, left)
             if killed == {CALIBRATION: SNAKEMAKE}:
                 beside = second_ones(run, CALIBRATION)
