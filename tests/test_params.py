@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
 import yaml
+from dvc.utils.hydra import apply_overrides
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_params import small
@@ -59,6 +61,19 @@ def test_the_real_file() -> None:
 def test_settings_are_read_only() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         params.load(ROOT / "params.yaml").variant("w4a8").weights = 8
+
+
+@pytest.mark.parametrize("key", ["weights", "reconstruction.iterations"])
+def test_dvc_sets_a_key_of_one_variant_alone(tmp_path: Path, key: str) -> None:
+    """`dvc exp run -S` writes one value for all names of a mapping that YAML shares, or none: they share lines only."""
+    (block,) = re.findall(r"^variants:\n(?:  .*\n|\n)*", (ROOT / "params.yaml").read_text(), re.MULTILINE)
+    file, variants = tmp_path / "params.yaml", REAL["variants"]
+    for name, recipe in variants.items():
+        if "iterations" in recipe.get("reconstruction", {}):
+            file.write_text(block)
+            apply_overrides(file, [f"variants.{name}.{key}=7"])
+            written = yaml.load(file.read_text(), yaml.CSafeLoader)["variants"]
+            assert [other for other in variants if written[other] != variants[other]] == [name]
 
 
 def test_a_recipe_can_be_made_in_code() -> None:
@@ -125,7 +140,12 @@ def test_unknown_names(accessor: str) -> None:
         ("ablation.rows", ["fp32"], ["rows[0]", "'fp32'", "a mapping with the keys variant, calibrator"]),
         ("ablation.rows", REAL["ablation"]["rows"][:1] * 2, ["fp32 is there twice"]),
         ("ablation.rows", REAL["ablation"]["rows"][1:], ["fp32 is missing"]),
-        (f"{RUN}.recipe", "nope", ["'nope'", "w8a8"]),
+        (f"{RUN}.recipe", "w8a8", ["'w8a8'", "allowed: none"]),
+        ("pipeline.systems", ["fashion-ddim", "fashion-ddim"], ["fashion-ddim is there twice"]),
+        (f"{SYSTEM}.checkpoint.source", "", ["''", "a folder"]),
+        ("systems.paper", REAL["systems"]["fashion-ddim"], ["paper", "any but ablation, all"]),
+        ("systems.mine", REAL["systems"]["fashion-ddim"], ["not among pipeline.systems"]),
+        ("variants.checkpoint", REAL["variants"]["w8a8"], ["any but ablation, checkpoint"]),
         (f"{PUBLISHED}.checkpoint.format", "ddpm", ["'ddpm'", "cifar10-ddim"]),
         (f"{PUBLISHED}.checkpoint.files", {}, ["needs weights"]),
         (f"{PUBLISHED}.checkpoint.files.weights.sources", [], ["one or more"]),

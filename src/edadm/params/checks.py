@@ -9,23 +9,28 @@ from edadm.params.schema import TEXT_FILES, OriginalParams, Params, PublishedSys
 TOOLS = ("inception", "clip")  # networks of the metrics
 PUBLISHED_CALIBRATORS = ("tdac",)  # published/dvc.yaml makes no others
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")  # of systems and variants: they become folders, stages and DVC's keys
+# what else is a target of Snakemake or a folder of results/, and a folder of a system's results
+OF_SYSTEMS = {"all", "full", "paper", "train", "checkpoint", "calibration", "reconstruction", "deployment", "samples"}
+OF_SYSTEMS |= {"verification", "reference", "metrics", "latency", "ablation", "tables", "report", "index"}
+OF_SYSTEMS |= {"index-full", "index-ablation", "index-published", "tables-published"}
+OF_VARIANTS = {"checkpoint", "ablation"}
 
 
 def disagreements(params: Params) -> Iterator[str]:
     """Where one part of the file does not fit another."""
     systems = {f"systems.{name}": settings for name, settings in params.systems.items()}
     published = {f"published.systems.{name}": settings for name, settings in params.published.systems.items()}
-    for place, names in (
-        ("systems", params.systems),
-        ("published.systems", params.published.systems),
-        ("variants", params.variants),
+    for place, names, taken in (
+        ("systems", params.systems, OF_SYSTEMS),
+        ("published.systems", params.published.systems, OF_SYSTEMS),
+        ("variants", params.variants, OF_VARIANTS),
     ):
         for name in names:
             if not NAME.fullmatch(name):
                 yield f"{place}.{name}: not a name; allowed: lower-case letters and digits, in groups joined by dashes"
-    for name in params.pipeline.systems:
-        if name not in params.systems:
-            yield f"pipeline.systems: unknown system {name!r}; allowed: {', '.join(params.systems)}"
+            if name in taken:
+                yield f"{place}.{name}: means something else already; allowed: any but {', '.join(sorted(taken))}"
+    yield from _pipeline_disagreements(params)
     for place, settings in (systems | published).items():
         yield from _system_disagreements(place, settings)
     for place, settings in published.items():
@@ -54,6 +59,21 @@ def disagreements(params: Params) -> Iterator[str]:
     yield from _ablation_disagreements(params)
 
 
+def _pipeline_disagreements(params: Params) -> Iterator[str]:
+    """Where what is built is not what is described."""
+    listed = params.pipeline.systems
+    for name in listed:
+        if name not in params.systems:
+            yield f"pipeline.systems: unknown system {name!r}; allowed: {', '.join(params.systems)}"
+        elif listed.count(name) > 1:
+            yield f"pipeline.systems: {name} is there twice; allowed: once"
+        elif params.runs and name not in {run.system for run in params.runs.values()}:
+            yield f"pipeline.systems: {name} has no runs; allowed: systems with one run at least, {name}-fp32"
+    for name in params.systems:
+        if name not in listed:
+            yield f"systems.{name}: is not among pipeline.systems; allowed: in both, or in neither"
+
+
 def _system_disagreements(place: str, settings: SystemParams | PublishedSystemParams) -> Iterator[str]:
     """Where the parts of one system do not fit each other."""
     images, calibration, sampler = settings.sampling.images, settings.calibration, settings.sampler
@@ -79,17 +99,20 @@ def _run_disagreements(
     prefix: str, params: Params, systems: Iterable[str], calibrators: Iterable[str]
 ) -> Iterator[str]:
     """Where a run names what there is not; ``prefix`` is where the runs are in the file."""
+    published = bool(prefix)
     if not params.runs:
         yield f"{prefix}runs: is empty; allowed: SYSTEM-VARIANT: {{system: …, variant: …, calibrator: …}}"
     for key, run in params.runs.items():
         place = f"{prefix}runs.{key}"
         what, recipe = ("recipe", run.recipe) if run.recipe else ("variant", run.variant)
-        if run.system not in systems:
+        if run.recipe is not None and not published:
+            yield f"{place}.recipe: {run.recipe!r} is not allowed; allowed: none, it is the variant's of the same name"
+        elif run.system not in systems:
             yield f"{place}.system: unknown system {run.system!r}; allowed: {', '.join(systems)}"
         elif recipe not in params.variants:
             yield f"{place}.{what}: unknown variant {recipe!r}; allowed: {', '.join(params.variants)}"
         elif run.calibrator not in calibrators:
-            allowed = f"{', '.join(calibrators)}{'' if prefix else ' (pipeline.calibrators)'}"
+            allowed = f"{', '.join(calibrators)}{'' if published else ' (pipeline.calibrators)'}"
             yield f"{place}.calibrator: {run.calibrator!r} is not allowed; allowed: {allowed}"
         elif key != f"{run.system}-{run.variant}":
             yield f"{place}: a run is named SYSTEM-VARIANT; allowed: {run.system}-{run.variant}"

@@ -44,15 +44,15 @@ class Run(Settings):
     calibrator: str = omegaconf.MISSING
     """The calibrator whose set the variant is quantized on."""
     recipe: str | None = None
-    """The entry of `variants` that is this variant here; the one of the variant's own name when left out. Published
-    runs name theirs."""
+    """Of a published run, and only there: the entry of `variants` that is this variant. Elsewhere it is the one of the
+    variant's own name."""
 
 
 @dataclass
 class CheckpointParams(Settings):
     """Where a system's checkpoint comes from."""
 
-    source: str = omegaconf.MISSING
+    source: str = checked("a folder", bool)
     """A folder in diffusers layout."""
     sha256: str = checked("64 hexadecimal digits", re.compile(r"[0-9a-f]{64}").fullmatch)
     """The hash of its weights: `cat SOURCE/*/*.safetensors | sha256sum`."""
