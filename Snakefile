@@ -8,10 +8,6 @@ sys.path.insert(0, str(Path(workflow.basedir) / "workflow"))
 from dvcdag import Stages
 from edadm.params import EngineParams
 
-
-configfile: "params.yaml"
-
-
 if workflow.is_main_process:
     from edadm import params
     from edadm.errors import InputError
@@ -20,6 +16,10 @@ if workflow.is_main_process:
         params.load("params.yaml")
     except InputError as error:
         sys.exit(str(error))
+
+
+configfile: "params.yaml"
+
 
 stages = Stages()
 if workflow.is_main_process:

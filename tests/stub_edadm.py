@@ -64,9 +64,12 @@ if made:
 elif command == "calibrate":
     out.write_text(content)
     out.with_suffix(".json").write_text(json.dumps({"counts": content}))
-elif command in ("metrics", "latency", "verify"):
+elif command in ("metrics", "latency", "verify", "reference"):
+    if command == "reference":
+        out.write_text(content)
+        out = out.with_suffix(".json")
     out.write_text(json.dumps({"fid": int(content[:6], 16)}) + "\n")
-elif command in ("reference", "report", "ablation"):
+elif command in ("report", "ablation"):
     out.write_text(content)
 elif command == "layer-errors":
     out.write_text(f"layer,index,sqnr_db\nconv_in,0,{int(content[:2], 16)}\nconv_out,1,{int(content[2:4], 16)}\n")

@@ -237,16 +237,20 @@ def test_fetching_a_reference_copies_it_or_leaves_nothing(root, tmp_path):
     refused("no such file")
     shutil.copy(root / "reference.npz", source)
     reference.fetch(settings, out / "reference.npz")
-    assert [path.name for path in out.iterdir()] == ["reference.npz"]
     assert (out / "reference.npz").read_bytes() == (root / "reference.npz").read_bytes()
+    none = files.read_json(out / "reference.json")
+    assert none == {"reference_sha256": files.sha256(root / "reference.npz")}
 
     floor = metrics.floor(bars(N), source / "reference.npz", source, SETTINGS)
     files.write_json(source / "reference.json", floor)
     reference.fetch(settings, out / "reference.npz")
     assert files.read_json(out / "reference.json") == floor
+    assert (out / "reference.json").read_bytes() == (source / "reference.json").read_bytes()
     files.write_json(source / "reference.json", floor | {"reference_sha256": "0"})
     refused("reference.json: measured against other statistics")
     (source / "reference.json").unlink()
+    reference.fetch(settings, out / "reference.npz")
+    assert files.read_json(out / "reference.json") == none
 
     (source / "model.safetensors").write_bytes((source / "model.safetensors").read_bytes() + b"0")
     refused("SHA-256 differs")

@@ -75,6 +75,15 @@ def test_a_call_is_bound_by_name() -> None:
         network.bind(PLAIN, x, 1, None, label)
 
 
+def test_shapes_that_a_configuration_does_not_say() -> None:
+    sizes = {"in_channels": 4, "sample_size": 8}
+    assert network.shapes(TEXT | sizes | {"cross_attention_dim": [12, 12]})["context"] == [-1, -1, 12]
+    with pytest.raises(InputError, match="several widths"):
+        network.shapes(TEXT | sizes | {"cross_attention_dim": [12, 24]})
+    with pytest.raises(InputError, match="sample_size is null"):
+        network.shapes(PLAIN | {"in_channels": 4, "sample_size": None})
+
+
 def test_shapes_leave_room_for_the_text() -> None:
     unet = tiny_pipelines.text_unet(
         addition_embed_type="text_time", addition_time_embed_dim=4, projection_class_embeddings_input_dim=40

@@ -10,7 +10,7 @@ import pytest
 import tiny
 import tiny_pipelines
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DModel
 from safetensors.torch import load_file
 
 import edadm
@@ -211,6 +211,50 @@ def test_a_sampler_of_ones_own_calibrates(tmp_path: Path) -> None:
     made = edadm.quantize(unet, draw, edadm.recipe("w8a8", method="none"))
     assert sorted(set(seen)) == list(range(128))
     assert set(made.quantized.layers) and made.quantized.recipe["weights"] == 8
+
+
+def test_samplers_that_do_not_calibrate_are_refused() -> None:
+    unet, context = tiny.conditional_unet(), tiny.context(128, 3)
+    calls = []
+
+    def twice(seeds: range) -> None:
+        """Guidance in two calls: the condition of the second would be lost."""
+        for given in (torch.zeros_like(context), context):
+            unet(torch.zeros(len(seeds), 4, 8, 8), 500, given[: len(seeds)])
+
+    def fewer(seeds: range) -> None:
+        calls.append(seeds)
+        for step in range(900, 0, -300 if len(calls) < 2 else -900):
+            unet(torch.zeros(len(seeds), 4, 8, 8), step, context[: len(seeds)])
+
+    compiled = unet.forward = lambda *args, **kwargs: type(unet).forward(unet, *args, **kwargs)
+    for draw, named in (
+        (twice, "changes from call to call"),
+        (lambda seeds: None, "no call of this U-Net"),
+        (fewer, "fewer calls"),
+    ):
+        with pytest.raises(InputError, match=named):
+            edadm.quantize(unet, draw, edadm.recipe("w8a8", method="none"))
+        assert unet.forward is compiled
+
+
+def test_what_is_quantized_is_the_network_as_it_was(tmp_path: Path) -> None:
+    """Neither what becomes of the U-Net afterwards reaches it, nor units of the same weights in another network."""
+    unet = tiny.unet()
+    x, t = tiny.inputs(16)
+    recipe = edadm.recipe("w4a8", iterations=1, tuning=0)
+    quantized = edadm.quantize(unet, {"x": x, "t": t}, recipe, scratch=tmp_path)
+    before = {name: value.clone() for name, value in quantized.quantized.floats.items()}
+    with torch.no_grad():
+        for value in unet.parameters():
+            value.add_(1)
+    assert all(torch.equal(value, before[name]) for name, value in quantized.quantized.floats.items())
+    others = [UNet2DModel.from_config(tiny.unet().config, norm_eps=0.1) for _ in range(2)]
+    made = []
+    for other, scratch in zip(others, (tmp_path, tmp_path / "empty"), strict=True):
+        other.load_state_dict(tiny.unet().state_dict())
+        made.append(edadm.quantize(other.eval(), {"x": x, "t": t}, recipe, scratch=scratch).quantized.layers)
+    assert all(made[0][name].input_scale == layer.input_scale for name, layer in made[1].items())
 
 
 def test_data_that_do_not_fit_are_refused() -> None:

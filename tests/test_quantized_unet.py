@@ -2,17 +2,20 @@
 
 import filecmp
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 
 import edadm
 from edadm.engines import cpu
 from edadm.errors import InputError
+
+BLOCKS = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
 
 
 def difference(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -80,6 +83,64 @@ def test_it_is_refused_what_it_cannot_take(text: edadm.QuantizedUNet, tmp_path: 
             edadm.QuantizedUNet(text.quantized, **settings)
     with pytest.raises(InputError, match="no such file"):
         edadm.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "named"),
+    [
+        ((2, 3, tiny.CONTEXT + 1), r"context is \(2, 3, 13\), not \(2, any, 12\)"),  # another encoder's
+        ((1, 3, tiny.CONTEXT), r"context is \(1, 3, 12\), not \(2, any, 12\)"),
+        ((2, tiny.CONTEXT), r"context is \(2, 12\)"),
+    ],
+)
+def test_a_condition_of_another_shape_is_no_earlier_ones_image(
+    text: edadm.QuantizedUNet, shape: tuple[int, ...], named: str
+) -> None:
+    x, _ = tiny.inputs(2, channels=4)
+    text(x, 500, tiny.context(2, 3))
+    with pytest.raises(InputError, match=named):
+        text(x, 500, torch.zeros(shape))
+    with pytest.raises(InputError, match="no samples"):
+        text(x[:0], 500, tiny.context(2, 3)[:0])
+
+
+def test_threads_share_a_network(text: edadm.QuantizedUNet) -> None:
+    (x, _), context = tiny.inputs(8, channels=4), tiny.context(8, 3)
+    calls = [(x[row : row + 1], 100 * row, context[row : row + 1]) for row in range(8)]
+    alone = [text(*call).sample for call in calls]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda call: text(*call).sample, calls * 25))
+    assert all(torch.equal(found, wanted) for found, wanted in zip(together, alone * 25, strict=True))
+
+
+def test_labels_are_those_that_there_are() -> None:
+    settings = {"num_class_embeds": 5, "block_out_channels": (8, 16), "norm_num_groups": 4, "attention_head_dim": 8}
+    torch.manual_seed(0)
+    unet = UNet2DModel(8, 1, 1, layers_per_block=1, **settings, **BLOCKS)
+    x, t = tiny.inputs(4)
+    data = {"x": x, "t": t, "label": torch.arange(4)}
+    quantized = edadm.quantize(unet.eval(), data, edadm.recipe("w8a8", method="none"))
+    one = quantized(x, 500, class_labels=torch.tensor([3])).sample
+    assert torch.equal(one, quantized(x, 500, torch.full((4,), 3)).sample)
+    for labels, named in (([5], "no class 5; allowed: 0 to 4"), ([-1], "no class -1"), ([1, 2], "2 of them for 4")):
+        with pytest.raises(InputError, match=named):
+            quantized(x, 500, class_labels=torch.tensor(labels))
+
+
+def test_steps_that_are_looked_up(tmp_path: Path) -> None:
+    """An embedding of the step is an engine's input of whole numbers."""
+    torch.manual_seed(0)
+    settings = {"time_embedding_type": "learned", "num_train_timesteps": 20, "norm_num_groups": 4}
+    unet = UNet2DModel(8, 1, 1, layers_per_block=1, block_out_channels=(8, 8), **settings, **BLOCKS).eval()
+    x, _ = tiny.inputs(4)
+    quantized = edadm.quantize(unet, {"x": x, "t": torch.arange(4)}, edadm.recipe("w8a8", method="none"))
+    exact = edadm.QuantizedUNet(quantized.quantized, device="reference")
+    assert difference(quantized(x, 7).sample, exact(x, 7).sample) < 0.05 and quantized.engine == "cpu"
+    quantized.save_pretrained(tmp_path / "unet")
+    cpu.deploy(tmp_path / "unet", tmp_path / "engine")
+    engine = cpu.load(tmp_path / "engine", 4, threads=1)
+    with pytest.raises(InputError, match="t is torch.float32, where the engine takes whole numbers"):
+        engine(x, torch.full((4,), 7.5))
 
 
 def test_where_the_engine_would_be_wrong_the_reference_runs(

@@ -29,6 +29,7 @@ import psutil
 from dvc.dependency import param
 from dvc.repo import Repo
 from dvc.rwlock import rwlock
+from dvc.scm import SCMError
 from dvc.stage import PipelineStage
 from dvc.stage.cache import RunCacheNotFoundError
 from dvc_data.hashfile.hash_info import HashInfo
@@ -52,7 +53,11 @@ class Stages:
     def __init__(self) -> None:
         # DVC starts commands through it; bash becomes the command, which then ends with DVC (edadm/processes.py)
         os.environ["SHELL"] = shutil.which("bash") or "/bin/bash"
-        self.repo = Repo(".", _wait_for_lock=True)
+        try:
+            self.repo = Repo(".", _wait_for_lock=True)
+            _ = self.repo.scm
+        except SCMError as error:
+            sys.exit(f"{error}, which DVC needs; get the project by `git clone`, or run `git init` here")
         self.alone: IO[str] | None = None
         with self.repo.lock:  # dvc.lock is not written in one piece
             graph = self.repo.index.graph

@@ -119,7 +119,8 @@ def _check_calls(unet: nn.Module, config: Mapping[str, Any], data: Mapping[str, 
 
 
 def _fingerprint(unet: nn.Module, data: Mapping[str, Tensor], recipe: Recipe) -> str:
-    digest = hashlib.sha256(repr((asdict(recipe), torch.__version__)).encode())
+    parts = (asdict(recipe), checkpoint.unet_config(unet), reconstruction.code(), torch.__version__)
+    digest = hashlib.sha256(repr(parts).encode())
     for name, tensor in (*unet.state_dict().items(), *sorted(data.items())):
         digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()

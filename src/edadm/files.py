@@ -82,6 +82,12 @@ def as_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
+def sources_sha256(folder: Path) -> str:
+    """SHA-256 over the Python sources in a folder: of what was made by other code is not gone on with."""
+    names = sorted(folder.glob("*.py"))
+    return hashlib.sha256("".join(f"{path.name} {sha256(path)}\n" for path in names).encode()).hexdigest()
+
+
 def sha256(path: Path) -> str:
     """SHA-256 of a file, as 64 hexadecimal digits."""
     with Path(path).open("rb") as file:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from threading import Lock
 from typing import Any, Self
 
 import openvino as ov
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 
 DEVICES = ("cpu", "reference")
 Run = Callable[..., Tensor]
+_COMPILING = Lock()  # of all threads that share a network one compiles it
 
 
 class QuantizedUNet(ModelMixin, ConfigMixin):
@@ -55,6 +57,10 @@ class QuantizedUNet(ModelMixin, ConfigMixin):
         self.threads = threads or torch.get_num_threads()
         self._graphs: dict[tuple[int, ...], ov.Model] = {}  # by (h, w)
         self._runs: dict[tuple[int, ...], Run] = {}  # by (n, h, w); the reference by ()
+        learned = quantized.config.get("time_embedding_type") == "learned"
+        self._t_type = (
+            (ov.Type.i64, torch.int64) if learned else (ov.Type.f32, torch.float32)
+        )  # steps may have fractions
         self.register_to_config(**{key: value for key, value in quantized.config.items() if not key.startswith("_")})
         self.eval()
 
@@ -107,7 +113,8 @@ class QuantizedUNet(ModelMixin, ConfigMixin):
             **further,
         )
         x = inputs["x"]
-        run = self._run_for((len(x), *x.shape[2:]))
+        with _COMPILING:
+            run = self._run_for((len(x), *x.shape[2:]))
         output = run(*(inputs[name] for name in self.arguments)).to(sample.device, sample.dtype)
         if not return_dict:
             return (output,)
@@ -127,9 +134,9 @@ class QuantizedUNet(ModelMixin, ConfigMixin):
     def _compiled(self, batch: int, *size: int) -> Run:
         if size not in self._graphs:
             shapes = network.shapes(self.quantized.config, size)
-            self._graphs[size] = build_graph(self.quantized, shapes, ov.Type.f32)
+            self._graphs[size] = build_graph(self.quantized, shapes, self._t_type[0])
         engine = cpu.compiled(self.quantized, self._graphs[size], batch, self.body, self.threads)
-        return lambda x, t, *conditions: engine(x, t.float(), *conditions)  # some schedulers' steps have fractions
+        return lambda x, t, *conditions: engine(x, t.to(self._t_type[1]), *conditions)
 
     def _reference(self) -> Run:
         if () not in self._runs:

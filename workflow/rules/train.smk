@@ -12,8 +12,8 @@ rule train:
     resources:
         mem_mb=4000,
         runtime=240,
-        gpu=0,
+        gpu=GPU,
     params:
-        repro=REPRO,
+        repro=GPU_REPRO,
     shell:
         "{params.repro} training/dvc.yaml:train@{wildcards.key} 2>&1 | tee -i {log}"

@@ -1,5 +1,6 @@
 """The stages from a checkpoint to images."""
 
+import shutil
 from pathlib import Path
 
 import click
@@ -16,7 +17,7 @@ from edadm.cli.options import (
     with_reconstruction_params,
 )
 from edadm.errors import InputError
-from edadm.files import as_csv, atomic_write, read_json, write_json
+from edadm.files import as_csv, atomic_write, read_json, sources_sha256, write_json
 from edadm.params import Params
 
 
@@ -239,17 +240,22 @@ def sample(
     if (engine / VAE).is_dir():
         drawn = replace(drawn, decoder=engines.load(engine / VAE, 1, params.engine.body, threads))
     computed = {"body": params.engine.body, "threads": threads}
+    calibrated = range(settings.calibration.seed, settings.calibration.seed + settings.calibration.samples)
+    images = settings.sampling.images[protocol]
+    drawn.check_apart(calibrated, range(settings.sampling.seed, settings.sampling.seed + images))
     sampling.run(
         lambda: engines.load(engine, rows, params.engine.body, threads),
         drawn,
         settings.sampler,
         settings.sampling,
-        settings.sampling.images[protocol],
+        images,
         sampling.fingerprint(engine, folder, settings.sampler, settings.sampling, computed),
-        scratch,
+        scratch / sources_sha256(Path(engines.__file__).parent)[:16],  # shards of other code are not gone on with
         out,
         only,
     )
+    if only is None:
+        shutil.rmtree(scratch)
 
 
 @click.command()

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from edadm.engines.graph import build_graph, executed, pack_weights, unpack_weig
 from edadm.engines.moves import spare_moves
 from edadm.engines.processor import has_int8_dot, is_x86
 from edadm.engines.saturation import avoid_saturation
+from edadm.engines.unsigned import keep_unsigned
 from edadm.engines.upsampling import fold_upsampling
 from edadm.errors import InputError
 from edadm.files import atomic_folder, read_json, write_json
@@ -38,28 +40,53 @@ BODIES = ("f32", "bf16")
 class CpuEngine:
     """A compiled network of one batch size: ``engine(x, t) -> output``, or of (x, t, context, …), all tensors.
 
-    ``names`` are those of its inputs in order; ``models`` and ``compiled`` what depends on x, then the other parts.
+    ``shapes`` are those of its inputs by name, in order, -1 where any size will do; ``models`` and ``compiled`` what
+    depends on x, then the other parts. Threads may share it: it runs one call at a time.
     """
 
-    def __init__(self, names: list[str], models: list[ov.Model], compiled: list[ov.CompiledModel], batch: int) -> None:
+    def __init__(
+        self,
+        shapes: Mapping[str, list[int]],
+        models: list[ov.Model],
+        compiled: list[ov.CompiledModel],
+        batch: int,
+    ) -> None:
         self.compiled = compiled
         self.batch = batch
-        self._names = names
+        self._shapes = shapes
+        self._whole = {
+            port.any_name for model in models for port in model.inputs if port.get_element_type() == ov.Type.i64
+        }
+        self._lock = Lock()
         self._request = compiled[0].create_infer_request()
         self._places = {port.any_name: place for place, port in enumerate(models[0].inputs)}
-        self._given = [name for name in names if name in self._places]
+        self._given = [name for name in shapes if name in self._places]
         self._tensors = {name: self._request.get_input_tensor(place).data for name, place in self._places.items()}
         self._parts = {part: None for part in map(Part, models[1:], compiled[1:])}  # and which of its results is there
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """Run x float32 (n, c, h, w), t int64 (n,) and the network's further inputs (n, ...), if any, for any n.
 
-        Batches in turn, the last filled up with zeros.
+        Batches in turn, the last filled up with zeros. InputError for inputs that do not fit the network.
         """
-        return in_batches(self._run, self.batch, inputs)
+        for (name, shape), value in zip(self._shapes.items(), inputs, strict=True):
+            self._check(name, [len(inputs[0]), *shape[1:]], value)
+        with self._lock:
+            return in_batches(self._run, self.batch, inputs)
+
+    def _check(self, name: str, shape: list[int], value: Tensor) -> None:
+        """InputError unless ``value`` is of ``shape`` and type: OpenVINO takes any, and computes with what it had."""
+        fits = value.dim() == len(shape) and all(
+            size in (-1, own) for size, own in zip(shape, value.shape, strict=True)
+        )
+        if not fits:
+            wanted = ", ".join("any" if size == -1 else str(size) for size in shape)
+            raise InputError(f"{name} is {tuple(value.shape)}, not ({wanted})")
+        if name in self._whole and value.is_floating_point():
+            raise InputError(f"{name} is {value.dtype}, where the engine takes whole numbers")
 
     def _run(self, *inputs: Tensor) -> Tensor:
-        given = {name: value.contiguous().numpy() for name, value in zip(self._names, inputs, strict=True)}
+        given = {name: value.contiguous().numpy() for name, value in zip(self._shapes, inputs, strict=True)}
         for part, there in self._parts.items():
             kept = part(given)
             if kept is not there:
@@ -216,7 +243,7 @@ def _for_batch(
         if is_x86():
             raise InputError(reason)
         log.warning("%s: OpenVINO has no int8 kernel for them on this processor, and computes in float", reason)
-    return CpuEngine(list(description["inputs"]), models, compiled, batch)
+    return CpuEngine(description["inputs"], models, compiled, batch)
 
 
 def rewrite(graph: ov.Model) -> list[str]:
@@ -228,12 +255,14 @@ def rewrite(graph: ov.Model) -> list[str]:
 def compile_graph(
     core: ov.Core, graph: ov.Model, body: str, threads: int, cache_dir: Path | None = None
 ) -> ov.CompiledModel:
-    """``graph`` for this CPU, which may change it (``avoid_saturation``).
+    """``graph`` for this CPU, which may change it (``avoid_saturation``, ``keep_unsigned``).
 
     The precision is always stated, since OpenVINO's own choice is bf16 where it can.
     """
     if not has_int8_dot():
         avoid_saturation(graph)
+    if not is_x86():
+        keep_unsigned(graph)
     settings = {
         "INFERENCE_PRECISION_HINT": body,
         "INFERENCE_NUM_THREADS": threads,

@@ -11,6 +11,7 @@ import openvino as ov
 from openvino import opset13 as op
 
 from edadm.engines.graph import only_reader, quantized_reader, read_instead, readers, replace, weight_constants
+from edadm.engines.processor import is_x86
 
 FEW_PIXELS = 2  # in a call, times the output channels; beyond, padding them costs what it spares
 
@@ -20,7 +21,8 @@ def spare_moves(graph: ov.Model) -> list[str]:
     _read_sources(graph)
     _transpose_by_reorder(graph)
     _pad_in_convolutions(graph)
-    _pad_bytes(graph)
+    if is_x86():  # elsewhere convolutions are computed in float, and OpenVINO refuses padded integers before them
+        _pad_bytes(graph)
     added = _split_linears(graph)
     graph.validate_nodes_and_infer_types()
     return added

@@ -127,17 +127,19 @@ def fetch(settings: ReferenceParams, out: Path) -> Reference:
     """Copy the statistics that ``settings`` names to ``out`` unchanged, once they fit their extractor.
 
     The extractor's weights lie beside the statistics. So may a JSON of the same name with what held-out images
-    score (``metrics.floor``), which is copied too. InputError, and nothing written, when anything does not fit.
+    score (``metrics.floor``); it is copied too, else the one beside ``out`` has nothing but the statistics' hash.
+    InputError, and nothing written, when anything does not fit.
     """
     source = Path(settings.statistics)
     reference = load(source)
     check_extractor(source, reference, settings.extractor, source.parent)
-    copies = {Path(out): source.read_bytes()}
     beside = source.with_suffix(".json")
+    floor = {"reference_sha256": files.sha256(source)}
     if beside.is_file():
-        if files.read_json(beside).get("reference_sha256") != files.sha256(source):
+        found = files.read_json(beside)
+        if found.get("reference_sha256") != floor["reference_sha256"]:
             raise InputError(f"{beside}: measured against other statistics than {source.name} (SHA-256 differs)")
-        copies[Path(out).with_suffix(".json")] = beside.read_bytes()
-    for path, content in copies.items():
-        files.atomic_write(path, content)
+        floor = found
+    files.atomic_write(out, source.read_bytes())
+    files.write_json(Path(out).with_suffix(".json"), floor)
     return reference

@@ -68,7 +68,12 @@ def collect(
             x, t = inputs.pop("x"), inputs.pop("t")
             if len(x) % len(seeds) or (t != t[0]).any():
                 raise InputError(f"a call of the U-Net has {len(x)} rows for {len(seeds)} images, or several steps")
-            conditions.setdefault(seeds.start, inputs)
+            kept = conditions.setdefault(seeds.start, inputs)
+            if any(value.shape != kept[name].shape or not value.equal(kept[name]) for name, value in inputs.items()):
+                raise InputError(
+                    f"seeds {seeds.start} to {seeds.stop - 1}: the U-Net's condition changes from call to call; under "
+                    "guidance, call it once a step, with the unconditional rows and then the conditional ones"
+                )
             yield t[0].item(), x[: len(seeds)]
 
     data, *rest = calibration.collect(unet, trajectory, calibrator, settings, steps)

@@ -15,6 +15,7 @@ def unet_calls(unet: nn.Module, draw: Callable[[], object]) -> Iterator[dict[str
     pay for the rest. InputError for a U-Net, or a call of it, that cannot be quantized.
     """
     config, original, reader = checkpoint.unet_config(unet), unet.forward, getcurrent()
+    before = unet.__dict__.get("forward")  # compiled, or an offloading hook's
 
     def forward(*args: object, **kwargs: object) -> object:
         output = original(*args, **kwargs)
@@ -33,3 +34,5 @@ def unet_calls(unet: nn.Module, draw: Callable[[], object]) -> Iterator[dict[str
         if not drawing.dead:
             drawing.throw()  # GreenletExit: what draw has open is closed
         del unet.forward
+        if before is not None:
+            unet.forward = before

@@ -79,6 +79,8 @@ def collect(
         first.append(step)
         features.append(middle.feature)
     middle.handle.remove()
+    if not first:
+        raise InputError("calibration: no call of this U-Net was seen while the first images were drawn")
     generator = torch.Generator().manual_seed(params.seed)
     allocation = _allocation(calibrator, torch.stack(features), params, generator)
     steps = [timestep for timestep, _ in first]
@@ -93,6 +95,11 @@ def collect(
                 kept[row] = x[row].clone()
             if index == wanted.max():
                 break
+        if any(row is None for row in kept):
+            raise InputError(
+                f"calibration: the images of seeds {seeds.start} to {seeds.stop - 1} are drawn with fewer calls of the "
+                f"U-Net than the first ones, {len(first)}"
+            )
         latents += kept
     return {"x": torch.stack(latents), "t": torch.tensor(steps)[drawn]}, allocation, steps
 

@@ -161,12 +161,13 @@ def _channel_axis(output: Tensor) -> int:
     return 1 if output.dim() == 4 else output.dim() - 1
 
 
-def correct_bias(layers: list[SimulatedLayer], outputs: list[Tensor], targets: list[Tensor]) -> None:
+def correct_bias(unit: nn.Module, layers: list[SimulatedLayer], outputs: list[Tensor], targets: list[Tensor]) -> None:
     """Move the mean error of each output channel of a unit into the bias of the last of its ``layers`` that has one.
 
     ``outputs`` and ``targets`` are the quantized and the exact outputs, batch by batch. That layer's output is taken
-    to reach the unit's unscaled, as in every residual and transformer block of diffusers. The per-channel form of the
-    bias correction of Nagel et al. 2019 (section 4.2), empirical and on the unit's output.
+    to reach the unit's divided by nothing but its output factor, as in every residual, attention and transformer block
+    of diffusers. The per-channel form of the bias correction of Nagel et al. 2019 (section 4.2), empirical and on the
+    unit's output.
     """
     last = next((layer for layer in reversed(layers) if layer.bias is not None), None)
     axis = _channel_axis(targets[0])
@@ -174,7 +175,9 @@ def correct_bias(layers: list[SimulatedLayer], outputs: list[Tensor], targets: l
         return
     places = sum(target.numel() for target in targets) / len(last.bias)
     errors = [(target - output).double().transpose(axis, -1) for output, target in zip(outputs, targets, strict=True)]
-    last.bias += (sum(error.flatten(0, -2).sum(0) for error in errors) / places).float().to(last.bias.device)
+    factor = getattr(unit, "output_scale_factor", getattr(unit, "rescale_output_factor", 1.0))
+    mean = sum(error.flatten(0, -2).sum(0) for error in errors) / places
+    last.bias += (factor * mean).float().to(last.bias.device)
 
 
 def output_error(outputs: Iterable[Tensor], targets: Sequence[Tensor]) -> float:
@@ -321,7 +324,7 @@ def reconstruct(
                 curve = learner.learn(Rows(calls, cache), Rows(quantized_calls, cache), target, layer_targets)
                 outputs = _run(unit, quantized_calls, "quantized", cache)[0].split(sizes)
                 if settings.bias_correction:
-                    correct_bias(learner.layers, outputs, targets)
+                    correct_bias(unit.module, learner.layers, outputs, targets)
                     outputs = _run(unit, quantized_calls, "quantized", cache)[0].split(sizes)
                 result = UnitResult(unit.name, unit.kind, curve, before, output_error(outputs, targets))
                 keep(index, unit_state(unit), result)

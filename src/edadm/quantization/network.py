@@ -53,18 +53,31 @@ def arguments(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def shapes(config: Mapping[str, Any], size: tuple[int, int] | None = None) -> dict[str, list[int]]:
-    """The shapes of :func:`arguments`, -1 where any size will do, for images of ``size`` (by default its own)."""
+    """The shapes of :func:`arguments`, -1 where any size will do, for images of ``size`` (by default its own).
+
+    InputError when the configuration does not say them.
+    """
     size = size or config["sample_size"]
+    if size is None:
+        raise InputError("the U-Net's sample_size is null; put the side of what it takes into its config.json")
     height, width = size if isinstance(size, list | tuple) else (size, size)
     known = {"x": [-1, config["in_channels"], height, width], "t": [-1], "label": [-1]}
     names = arguments(config)
     if "context" in names:
-        known["context"] = [-1, -1, config["cross_attention_dim"]]
+        known["context"] = [-1, -1, _width(config["cross_attention_dim"])]
     if "time_ids" in names:
         sizes = 6  # height and width of image, crop and target; the rest of the linear's input is the text's
         text = config["projection_class_embeddings_input_dim"] - sizes * config["addition_time_embed_dim"]
         known |= {"text_embeds": [-1, text], "time_ids": [-1, sizes]}
     return {name: known[name] for name in names}
+
+
+def _width(widths: int | Sequence[int]) -> int:
+    """The width of a context, which may be given block by block."""
+    known = set(widths) if isinstance(widths, list | tuple) else {widths}
+    if len(known) > 1:
+        raise InputError(f"the U-Net takes contexts of several widths ({widths}), which is not known here")
+    return known.pop()
 
 
 def forward(unet: nn.Module, inputs: Sequence[Tensor], **settings: Any) -> Any:
@@ -96,6 +109,8 @@ def bind(
     or that this network cannot take (``further``: ControlNet's residuals, attention masks and so on).
     """
     names = arguments(config)
+    if len(sample) == 0:
+        raise InputError("the U-Net is called with no samples")
     if "label" in names and class_labels is None:  # the third positional argument of a UNet2DModel
         encoder_hidden_states, class_labels = None, encoder_hidden_states
     given = {"context": encoder_hidden_states, "label": class_labels} | dict(added_cond_kwargs or {})
@@ -109,7 +124,19 @@ def bind(
     if t.is_floating_point():
         t = t.long() if torch.equal(t, t.round()) else t.float()
     values = {"x": sample, "t": t.expand(len(sample))} | {name: given[name] for name in names[2:]}
+    if "label" in names:
+        values["label"] = _labels(class_labels, config["num_class_embeds"], len(sample))
     return {
         name: value.detach().to("cpu", torch.float32 if value.is_floating_point() else torch.int64)
         for name, value in values.items()
     }
+
+
+def _labels(labels: Tensor, classes: int, rows: int) -> Tensor:
+    """One label a row, given for each or for all; InputError when there is no such class, which engines do not say."""
+    wrong = [label for label in labels.flatten().tolist() if not 0 <= label < classes]
+    if wrong:
+        raise InputError(f"class_labels: there is no class {wrong[0]}; allowed: 0 to {classes - 1}")
+    if labels.numel() not in (1, rows):
+        raise InputError(f"class_labels: {labels.numel()} of them for {rows} samples")
+    return labels.reshape(-1).expand(rows)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from edadm.files import atomic_folder, atomic_write, sha256
+from edadm.files import atomic_folder, atomic_write, sha256, sources_sha256
 from edadm.params import Recipe
 from edadm.quantization import autoencoder, calibration, checkpoint, fbr, tuning
 from edadm.quantization.attention import QuantizedAttention, Scales, attentions
@@ -24,6 +24,11 @@ from edadm.quantization.layers import Simulated, SimulatedLayer, SplitShortcut, 
 from edadm.quantization.units import find_units, simulate
 
 BATCH = 32  # rows of the calibration set per forward pass
+
+
+def code() -> str:
+    """What units are learned by: a hash of the sources of this package."""
+    return sources_sha256(Path(__file__).parent)
 
 
 class UnitCheckpoints:
@@ -78,7 +83,7 @@ def integer_layers(unet: nn.Module) -> tuple[dict[str, IntegerLayer], dict[str, 
     """The integer layers of a quantized simulation and its remaining float parameters, by name."""
     layers = {name: _integer_layer(layer) for name, layer in simulated_layers(unet).items()}
     inside = tuple(f"{name}." for name, module in unet.named_modules() if isinstance(module, Simulated | SplitShortcut))
-    floats = {name: value for name, value in unet.state_dict().items() if not name.startswith(inside)}
+    floats = {name: value.clone() for name, value in unet.state_dict().items() if not name.startswith(inside)}
     return layers, floats
 
 
@@ -171,13 +176,13 @@ def run(
         return
     data = calibration.read(calibration_file)
     described = json.dumps(asdict(recipe), sort_keys=True)
-    parts = (*map(sha256, weights), sha256(calibration_file), described, torch.__version__)
-    fingerprint = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     networks = [("", unet, unet, recipe, calibration.inputs(data))]
     if autoencoder.FOLDER in recipe.quantize:
         rows = (autoencoder.latents(data, vae),)
         networks.append((autoencoder.FOLDER, vae, autoencoder.RoundTrip(vae), autoencoder.recipe(recipe), rows))
     configs = [checkpoint.unet_config(network) for _, network, *_ in networks]  # learning changes the networks
+    made_of = (*map(sha256, weights), sha256(calibration_file), json.dumps(configs, sort_keys=True), described)
+    fingerprint = hashlib.sha256("\n".join((*made_of, device, code(), torch.__version__)).encode()).hexdigest()
     results = [
         _quantize(traced, rows, own, scratch / name, fingerprint, cache_bytes, device)
         for name, _, traced, own, rows in networks

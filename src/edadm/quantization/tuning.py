@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
+from diffusers.models.embeddings import GaussianFourierProjection
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from tqdm import trange
@@ -105,6 +106,8 @@ def _normalisations(network: nn.Module) -> list[Tensor]:
     inside = {id(value) for part in simulated(network).values() for value in part.parameters()}
     found = []
     for module in network.modules():
+        if isinstance(module, GaussianFourierProjection):  # frequencies, which are no learned ones
+            continue
         for name, value in list(module.named_parameters(recurse=False)):
             if id(value) not in inside and value.dim() == 1:
                 found.append(nn.Parameter(value.detach().clone(), requires_grad=False))

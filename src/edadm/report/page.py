@@ -178,7 +178,8 @@ def _system(params: Any, results: Path, name: str, rows: dict[str, list[dict[str
         path = folder / variant / tables.METRICS_FILE["demo"]
         metrics[variant] = tables.pick(read_json(path), ("seed", "versions", *HASHES), path)
     floor_path = folder / "reference.json"
-    floor = tables.pick(read_json(floor_path), FLOOR, floor_path) if floor_path.exists() else None
+    measured = read_json(floor_path) if floor_path.exists() else {}
+    floor = tables.pick(measured, FLOOR, floor_path) if "fid" in measured else None
     for row in own["size"]:
         row["times_smaller"] = tables.ratio(row["fp32_bytes"], row["quantized_file_bytes"])
         row["off"] = tables.ratio(row["quantized_file_bytes"] - row["arithmetic_bytes"], row["arithmetic_bytes"])
