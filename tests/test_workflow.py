@@ -190,6 +190,19 @@ def test_wrong_params_are_one_line(space: Workspace) -> None:
     assert space.ran() == [] and set((space.folder / ".stamps").iterdir()) == stamps
 
 
+def test_dvc_lists_the_stages_of_every_file(space: Workspace) -> None:
+    listed = space.call("dvc", "stage", "list", "--all", "--name-only").stdout.split()
+    assert {name.rpartition(":")[2].partition("@")[0] for name in listed} == set(families())
+
+
+def test_without_git_is_one_line(space: Workspace) -> None:
+    shutil.rmtree(space.folder / ".git")
+    done = space.snakemake("-n", check=False)
+    line = done.stdout.splitlines()[-1]
+    assert done.returncode != 0 and "is not a git repository" in line and "git init" in line
+    assert "Traceback" not in done.stdout
+
+
 def test_each_stage_family_has_a_rule() -> None:
     text = "".join(path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk"))
     rules = {name.replace("_", "-") for name in re.findall(r"^rule (\w+):", text, re.MULTILINE)}
