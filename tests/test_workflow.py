@@ -195,6 +195,18 @@ def test_dvc_lists_the_stages_of_every_file(space: Workspace) -> None:
     assert {name.rpartition(":")[2].partition("@")[0] for name in listed} == set(families())
 
 
+def test_a_shard_that_fails_says_why_and_no_more(space: Workspace, tmp_path: Path) -> None:
+    command = tmp_path / "bin" / "edadm"
+    command.parent.mkdir()
+    command.write_text("#!/bin/sh\necho 'edadm: no such image' >&2\nexit 2\n")
+    command.chmod(0o755)
+    space.environment["PATH"] = f"{command.parent}:{space.environment['PATH']}"
+    shutil.rmtree(space.folder / ".dvc" / "cache" / "runs")
+    space.edit("dvc.lock", f"  samples@{SYSTEM}-w4a8:", f"  former@{SYSTEM}-w4a8:")
+    done = space.call("python", "workflow/dvcdag.py", f"samples@{SYSTEM}-w4a8", "0/2", check=False)
+    assert (done.returncode, done.stdout) == (2, "edadm: no such image\n")
+
+
 def test_without_git_is_one_line(space: Workspace) -> None:
     shutil.rmtree(space.folder / ".git")
     done = space.snakemake("-n", check=False)
