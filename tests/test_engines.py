@@ -194,6 +194,8 @@ def test_network_is_int8_and_within_the_round_off_floor(folders, variant):
     # conv_in, whose input has 16 bits, is two; the convolution of 4 bits after the upsampling is four
     nodes = layers + 1 + (3 if variant == "w4a8" else 0)
     found = verify.verify(folders / variant, folders / f"{variant}-cpu", *tiny.inputs(128), threads=1)
+    with pytest.raises(InputError, match="not made of"):
+        verify.verify(folders / variant, folders / "fp32-cpu", *tiny.inputs(1), threads=1)
     assert found["layers"] == layers
     assert counted(found["layers_in_int8"], found["layers_in_graph"], nodes)
     assert found["worst_layer_error"] <= 1e-6

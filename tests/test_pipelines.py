@@ -1,6 +1,7 @@
 """Pipelines of the user's own: calibrated by their own scheduler, quantized whole, drawn from."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 import edadm
 from edadm import params as parameters
 from edadm.errors import InputError
+from edadm.files import read_json
 from edadm.params import CalibrationParams
 from edadm.pipelines import calls, folder, generate, quantize
 from edadm.quantization import fbr
@@ -287,6 +289,14 @@ def test_recipes_are_those_of_the_pipeline() -> None:
     assert edadm.recipe("w4a8", tuning=0).reconstruction.tuning == 0
 
 
+def test_a_text_is_one_prompt(sources: Callable[[str], Path]) -> None:
+    made = [
+        edadm.calibrate(folder.open_pipeline(sources("sd1")), prompts, samples=2, batch=2, steps=2)["context"]
+        for prompts in ("a boat", ["a boat"])
+    ]
+    assert torch.equal(*made)
+
+
 def test_pipelines_that_cannot_be_used(sources: Callable[[str], Path]) -> None:
     text, plain = folder.open_pipeline(sources("sd1")), folder.open_pipeline(sources("ddim"))
     for pipeline, given, named in (
@@ -295,6 +305,9 @@ def test_pipelines_that_cannot_be_used(sources: Callable[[str], Path]) -> None:
         (plain, {"prompts": ["a"]}, "takes no prompt"),
         (plain, {"guidance_scale": 3.0}, "takes no guidance_scale"),
         (plain, {"samples": 0}, "calibration.samples"),
+        (plain, {"steps": 0}, "steps: 0"),
+        (plain, {"steps": 2000}, "DDIMPipeline: .*num_inference_steps"),
+        (text, {"prompts": "a boat", "guidance_scale": math.nan}, "guidance_scale: nan"),
         (plain, {"calibrator": "random"}, "random"),
         (folder.open_pipeline(sources("labelled")), {}, "class labels"),
         (folder.open_pipeline(sources("labelled")), {"class_labels": [7]}, "not in 0 to 2"),
@@ -322,6 +335,8 @@ def test_folders_that_are_refused(sources: Callable[[str], Path], tmp_path: Path
         (pickled, r"only \.bin weights"),
         (changed("foreign", lambda f: index(f, unet=["evil.module", "UNet"])), "comes from evil.module"),
         (changed("other", lambda f: (f / "unet" / "config.json").write_text('{"_class_name": "DiT"}')), "DiT"),
+        (changed("outside", lambda f: index(f, **{"../evil": ["diffusers", "DDIMScheduler"]})), "'../evil'"),
+        (changed("short", lambda f: index(f, scheduler=["diffusers"])), "'scheduler'"),
         (changed("broken", lambda f: (f / "vae" / "config.json").unlink()), "cannot load it"),
     ):
         with pytest.raises(InputError, match=named) as error:
@@ -337,10 +352,27 @@ def test_folders_that_are_refused(sources: Callable[[str], Path], tmp_path: Path
     assert (precious / "thesis.txt").read_text() == "years of work"
 
 
+def first_weight(pipeline: DiffusionPipeline) -> torch.Tensor:
+    return next(pipeline.text_encoder.parameters()).half()
+
+
 def test_half_precision_and_sharded_weights_are_read(sources: Callable[[str], Path], tmp_path: Path) -> None:
     pipeline = folder.open_pipeline(sources("sd1"))
     pipeline.to(torch.float16).save_pretrained(tmp_path / "half", variant="fp16")
     assert folder.open_pipeline(tmp_path / "half").unet.dtype == torch.float32
+    folder.open_pipeline(sources("sd1")).to(torch.float16).save_pretrained(
+        tmp_path / "halves", variant="fp16", max_shard_size="40KB"
+    )
+    for name in ("half", "halves"):
+        (tmp_path / name / "out").mkdir()
+        quantized_unet = folder.open_pipeline(sources("sd1")).unet  # any will do: the other parts are looked at
+        quantized_unet.save_pretrained(tmp_path / name / "unet-of-out")
+        folder.assemble(tmp_path / name, tmp_path / name / "unet-of-out", tmp_path / name / "out")
+        again = read_json(tmp_path / name / "out" / "model_index.json") | {
+            "unet": ["diffusers", "UNet2DConditionModel"]
+        }
+        (tmp_path / name / "out" / "model_index.json").write_text(json.dumps(again))
+        assert torch.equal(*map(first_weight, (folder.open_pipeline(tmp_path / name / "out"), pipeline)))
     folder.open_pipeline(sources("sd1")).save_pretrained(tmp_path / "shards", max_shard_size="40KB")
     assert len(folder.weights(tmp_path / "shards")) > 1
     state = folder.open_pipeline(tmp_path / "shards").unet.state_dict()

@@ -34,8 +34,9 @@ def quantize(
 
     ``calibration`` is what ``edadm.calibrate`` returned, or tensors of the same names and shapes: x (n, c, h, w) and
     t (n,), with context (n, tokens, width) and so on for a network that takes them; or a file of
-    ``edadm calibrate``; or a function ``draw(seeds)`` that samples the images of a range of seeds with ``unet``, in
-    whatever way: its calls are looked at for 128 trajectories, 4 at a time, and TDAC chooses. ``recipe`` is a name
+    ``edadm calibrate``; or a function ``draw(seeds)`` that samples the images of a range of seeds with ``unet``, by
+    one call a step (under guidance of all rows at once): its calls are looked at for 128 trajectories, 4 at a time, and
+    TDAC chooses. ``recipe`` is a name
     ("w4a8") or made by ``edadm.recipe``. With ``scratch``, a folder, a killed run goes on at the unit where it died;
     tables beyond ``cache_mib`` MiB of memory are files there.
 

@@ -58,8 +58,8 @@ def _contents(folder: Path) -> dict[str, dict[str, Any]]:
     for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
         if path.name in JSONS:
             found[path.relative_to(folder).as_posix()] = dict(_flat(read_json(path)))
-        elif path.name == "config.json" and "quantization_config" in (content := read_json(path)):
-            recipe = content["quantization_config"].get("recipe", {})
+        elif path.name == "config.json" and isinstance(held := read_json(path).get("quantization_config"), Mapping):
+            recipe = held.get("recipe", {})
             found[path.relative_to(folder).as_posix()] = dict(_flat({"recipe": recipe}))
     if not found:
         raise InputError(f"{folder}: holds no results, such as metrics.json; give a folder of results/")
@@ -73,7 +73,11 @@ def _flat(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _flat(value, f"{prefix}{key}.")
     elif isinstance(content, list) and content and isinstance(content[0], Mapping):
         for number, row in enumerate(content):
-            name = f"{row['configuration']}, batch {row['batch']}" if "configuration" in row else str(number)
+            name = (
+                f"{row['configuration']}, batch {row['batch']}"
+                if {"configuration", "batch"} <= row.keys()
+                else str(number)
+            )
             yield from _flat(row, f"{prefix}{name}.")
     else:
         yield prefix.rstrip("."), content

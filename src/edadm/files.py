@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,8 +32,14 @@ def atomic_write(path: Path, content: bytes | str) -> None:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A new folder to fill, which takes ``path``'s place (an old one goes) when the block ends without an error."""
-    path = Path(path)
+    """A new folder to fill, which takes ``path``'s place when the block ends without an error.
+
+    What is there goes if it is an older one of the same: InputError when it holds what the new one does not, and for a
+    mount point. A link stays one.
+    """
+    path = Path(path).resolve()
+    if path.is_mount():
+        raise InputError(f"{path}: is a mount point, in whose place nothing can be put; give a folder inside it")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     shutil.rmtree(temporary, ignore_errors=True)
@@ -40,10 +47,29 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         if path.exists():
+            _check_older(path, temporary)
             shutil.rmtree(path)
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_older(old: Path, new: Path) -> None:
+    """InputError when ``old`` holds what ``new`` does not; of numbered files there may be more."""
+    kinds = {re.sub(r"\d+", "", path.name) for path in new.iterdir()}
+    others = sorted(path.name for path in old.iterdir() if re.sub(r"\d+", "", path.name) not in kinds)
+    if others:
+        raise InputError(
+            f"{old}: holds {others[0]}, which would be lost, since what is made has none; give another folder"
+        )
+
+
+def clear(folder: Path, *patterns: str) -> None:
+    """Remove what in a folder is called so, and the folder when nothing else is in it."""
+    for path in [path for pattern in patterns for path in folder.glob(pattern)]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -80,9 +80,10 @@ def main() -> None:
         print(f"edadm: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        said = next((text for text in DISK if text in str(error)), None)  # copying a folder gives no errno
-        if said is None:
+        disk = next((text for text in DISK if text in str(error)), None)  # copying a folder gives no errno
+        if disk is None and error.filename is None:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(f"edadm: {where}{said}; nothing half-written is left: mend that and run again", file=sys.stderr)
+        said = f"{disk or error.strerror}; nothing half-written is left: mend that and run again"
+        print(f"edadm: {where}{said}", file=sys.stderr)
         sys.exit(2)

@@ -1,6 +1,5 @@
 """The stages from a checkpoint to images."""
 
-import shutil
 from pathlib import Path
 
 import click
@@ -17,7 +16,7 @@ from edadm.cli.options import (
     with_reconstruction_params,
 )
 from edadm.errors import InputError
-from edadm.files import as_csv, atomic_write, read_json, sources_sha256, write_json
+from edadm.files import as_csv, atomic_write, clear, read_json, sources_sha256, write_json
 from edadm.params import Params
 
 
@@ -255,7 +254,7 @@ def sample(
         only,
     )
     if only is None:
-        shutil.rmtree(scratch)
+        clear(scratch, "[0-9a-f]" * 16)
 
 
 @click.command()

@@ -78,7 +78,7 @@ def quantize(
         calibrator,
         given,
         None if labels is None else list(range(labels)),
-        scratch or out.with_name(f"{out.name}.scratch"),
+        scratch or Path(f"{out.resolve()}.scratch"),
         cache_mib * 2**20,
         **_call(steps, guidance),
     )

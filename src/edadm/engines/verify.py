@@ -19,6 +19,7 @@ from edadm.engines.graph import executed, layer_nodes
 from edadm.engines.processor import is_x86
 from edadm.engines.reference import relative_error
 from edadm.errors import InputError
+from edadm.files import read_json
 from edadm.quantization import checkpoint
 from edadm.quantization.integer_layer import IntegerLayer
 
@@ -105,6 +106,8 @@ def verify(quantized: Path, engine: Path, x: Tensor, *rest: Tensor, threads: int
     between any two of three computations of it, with oneDNN's float32 kernels, PyTorch's own, and float64 sums.
     """
     loaded = checkpoint.load(quantized)
+    if read_json(Path(engine) / "engine.json").get("quantized_sha256") != checkpoint.fingerprint(quantized):
+        raise InputError(f"{engine}: not made of {quantized}; `edadm deploy` makes one of it")
     integers = layer_inputs(loaded, *(value[:4] for value in (x, *rest)))
     errors = layer_errors(loaded.layers, integers)
     compiled = cpu.load(engine, min(len(x), BATCH), threads=threads)

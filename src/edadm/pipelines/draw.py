@@ -1,6 +1,7 @@
 """Call a diffusers pipeline for the images of given seeds, whatever kind of pipeline it is."""
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,6 +32,11 @@ def drawing(
     if unknown:
         raise InputError(f"{kind} takes no {unknown[0]}")
     conditions: dict[str, Sequence[Any]] = {}
+    if steps is not None and steps < 1:
+        raise InputError(f"steps: {steps} is not at least 1")
+    if not math.isfinite(call.get("guidance_scale", 0)):
+        raise InputError(f"guidance_scale: {call['guidance_scale']} is not a finite number")
+    prompts = [prompts] if isinstance(prompts, str) else prompts
     for name, given in (("prompt", prompts), ("class_labels", class_labels)):
         if given is not None and (name not in known or not len(given)):
             raise InputError(f"{kind} takes no {name}" if name not in known else f"{name}: none is given")
@@ -60,6 +66,9 @@ def drawing(
         if "batch_size" in known:
             rows["batch_size"] = len(seeds)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        return pipeline(**call, **rows, generator=generators)
+        try:
+            return pipeline(**call, **rows, generator=generators)
+        except ValueError as error:  # of the scheduler: what it says is for users
+            raise InputError(f"{kind}: {' '.join(str(error).split())}") from error
 
     return draw

@@ -11,7 +11,7 @@ from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
 
 from edadm.errors import InputError
-from edadm.files import read_json, write_json
+from edadm.files import atomic_write, read_json, write_json
 from edadm.pipelines.classes import ClassPipeline
 from edadm.quantization import network
 from edadm.quantized_unet import QuantizedUNet
@@ -21,6 +21,7 @@ INDEX = "model_index.json"
 LIBRARIES = ("diffusers", "transformers", "edadm")  # that a part may come from
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")  # reading one can run code
 OTHERS = (*PICKLES, ".msgpack", ".h5", ".onnx", ".onnx_data")  # weights in formats that nothing here reads
+VARIANT = "fp16"  # of weights, as diffusers calls it in their files' names
 UNET_INDEX = ["edadm", QuantizedUNet.__name__]
 
 
@@ -37,6 +38,9 @@ def index(folder: Path) -> dict[str, list[str]]:
     if (folder / INDEX).is_file():
         entries = read_json(folder / INDEX)
         parts = {name: value for name, value in entries.items() if isinstance(value, list) and value[:1] != [None]}
+        for name, value in parts.items():  # names become folders
+            if not (name.isidentifier() and len(value) == 2 and all(isinstance(text, str) for text in value)):
+                raise InputError(f"{folder / INDEX}: {name!r}: {value} is not a part's name, library and class")
     else:
         parts = {name: ["", ""] for name in system.PARTS if (folder / name).is_dir()}
     config = folder / "unet" / "config.json"
@@ -78,7 +82,7 @@ def open_pipeline(folder: Path, **engine: Any) -> Any:
     index(folder)
     unet = {"unet": QuantizedUNet.from_pretrained(folder / "unet", **engine)} if is_quantized(folder) else {}
     weights = {path.name for path in (folder / "unet").glob("*.safetensors")}
-    variant = "fp16" if not unet and weights and all(".fp16" in name for name in weights) else None
+    variant = VARIANT if not unet and weights and all(f".{VARIANT}" in name for name in weights) else None
     verbosity = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity_error()  # it would warn that a quantized U-Net is of another class
     bars = diffusers_logging.is_progress_bar_enabled()
@@ -95,7 +99,16 @@ def open_pipeline(folder: Path, **engine: Any) -> Any:
             variant=variant,
             **unet,
         )
-    except (OSError, ValueError, TypeError, AttributeError, RuntimeError, SafetensorError, ImportError) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        SafetensorError,
+        ImportError,
+        KeyError,
+    ) as error:
         raise InputError(f"{folder}: diffusers cannot load it ({' '.join(str(error).split())})") from error
     finally:
         diffusers_logging.set_verbosity(verbosity)
@@ -140,5 +153,19 @@ def assemble(source: Path, unet: Path, out: Path) -> None:
     for path in source.iterdir():
         if path.is_file() and path.suffix in (".md", ".txt", ""):  # what it is, and its licence
             shutil.copyfile(path, out / path.name)
+    _without_variant(out)
     if (source / INDEX).is_file():
         write_json(out / INDEX, read_json(source / INDEX) | {"unet": UNET_INDEX})
+
+
+def _without_variant(folder: Path) -> None:
+    """Call the half-precision files of parts as others are called, for the quantized U-Net has no such variant."""
+    for path in sorted(folder.glob(f"*/*.{VARIANT}*")):
+        plain = path.with_name(path.name.replace(f".{VARIANT}", "", 1))
+        if plain.exists():
+            path.unlink()
+        elif path.suffix == ".json":  # which of several files holds a tensor
+            atomic_write(plain, path.read_text().replace(f".{VARIANT}", ""))
+            path.unlink()
+        else:
+            path.rename(plain)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edadm.errors import InputError
-from edadm.files import atomic_folder, atomic_write, sha256
+from edadm.files import atomic_folder, atomic_write, clear, sha256
 from edadm.params import CalibrationParams, Recipe
 from edadm.pipelines import calibrate, folder
 from edadm.pipelines.draw import drawing
@@ -69,17 +69,7 @@ def run(
     _once(scratch, "unet", _hash(mark, asdict(recipe)), learn)
     with atomic_folder(out) as new:
         folder.assemble(source, scratch / "unet", new)
-    _clear(scratch)
-
-
-def _clear(scratch: Path) -> None:
-    """Remove what was kept in ``scratch``, and the folder itself when nothing else is in it."""
-    for name in ("calibration.safetensors", "calibration.json", "calibration.mark", "unet.mark"):
-        (scratch / name).unlink(missing_ok=True)
-    for name in ("unet", "units"):
-        shutil.rmtree(scratch / name, ignore_errors=True)
-    if not any(scratch.iterdir()):
-        scratch.rmdir()
+    clear(scratch, "calibration.*", "unet", "unet.mark", "units")
 
 
 def _overlap(a: Path, b: Path) -> bool:
@@ -116,3 +106,5 @@ def _refuse_to_overwrite(source: Path, out: Path) -> None:
             raise InputError(f"{out}: is there, and is not a quantized pipeline; give another folder")
     elif out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file")
+    if out.is_mount():
+        raise InputError(f"{out}: is a mount point, in whose place nothing can be put; give a folder inside it")

@@ -5,7 +5,6 @@ import hashlib
 import io
 import json
 import math
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from edadm.files import atomic_folder, atomic_write, sha256, sources_sha256
+from edadm.files import atomic_folder, atomic_write, clear, sha256, sources_sha256
 from edadm.params import Recipe
 from edadm.quantization import autoencoder, calibration, checkpoint, fbr, tuning
 from edadm.quantization.attention import QuantizedAttention, Scales, attentions
@@ -192,4 +191,4 @@ def run(
             layers, floats = integer_layers(network.to("cpu"))
             checkpoint.save(folder / name, config, layers, floats, asdict(own), attention_scales(network))
             atomic_write(folder / name / "losses.csv", _losses_csv(learned))
-    shutil.rmtree(scratch, ignore_errors=True)
+    clear(scratch, "unit-*.safetensors", "tables", autoencoder.FOLDER)
