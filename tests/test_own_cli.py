@@ -64,6 +64,7 @@ def test_what_cannot_be_done_is_one_line(models: Path, capsys: pytest.CaptureFix
         (("quantize", "text", "--out", "."), "must be outside"),
         (("quantize", "text", "--out", "empty.txt/out"), "empty.txt/out"),
         (("quantize", "text", "--out", "out", "--guidance", "nan"), "finite"),
+        (("generate", "labelled", "--label", "1", "--out", "a.png", "--seed", str(2**64)), "2**62"),
         (("generate", "text", "--out", "a.png"), "draws from prompts"),
         (("generate", "text", "a boat", "--out", "a.jpg"), "PNG"),
         (("generate", "text", "a boat", "--label", "1", "--out", "a.png"), "takes no class_labels"),

@@ -9,6 +9,8 @@ import torch
 
 from edadm.errors import InputError
 
+LARGEST_SEED = 2**62  # with room for those that follow
+
 
 def drawing(
     pipeline: Any,
@@ -32,6 +34,8 @@ def drawing(
     if unknown:
         raise InputError(f"{kind} takes no {unknown[0]}")
     conditions: dict[str, Sequence[Any]] = {}
+    if not 0 <= first < LARGEST_SEED:
+        raise InputError(f"seed: {first} is not from 0 to 2**62, as PyTorch's have 64 bits")
     if steps is not None and steps < 1:
         raise InputError(f"steps: {steps} is not at least 1")
     if not math.isfinite(call.get("guidance_scale", 0)):
