@@ -57,7 +57,8 @@ def test_only_what_is_named_is_cleared(tmp_path: Path) -> None:
 def test_a_hash_of_sources_is_that_of_all_of_them(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("a = 1\n")
     seen = {files.sources_sha256(tmp_path)}
-    for name, text in (("a.py", "a = 2\n"), ("b.py", ""), ("b.txt", "")):
+    (tmp_path / "inside").mkdir()
+    for name, text in (("a.py", "a = 2\n"), ("b.py", ""), ("inside/c.py", ""), ("b.txt", "")):
         (tmp_path / name).write_text(text)
         seen.add(files.sources_sha256(tmp_path))
-    assert len(seen) == 3  # a text is no source
+    assert len(seen) == 4  # a text is no source

@@ -24,6 +24,7 @@ QUICK = settings(deadline=None, max_examples=25)
 RUN = "runs.fashion-ddim-w4a8"
 PUBLISHED = "published.systems.cifar10-ddim"
 PUBLISHED_RUN = "published.runs.cifar10-ddim-w4a8"
+RUN_CALLED_CHECKPOINT = REAL["published"]["runs"]["cifar10-ddim-w4a8"] | {"variant": "checkpoint"}
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +163,7 @@ def test_unknown_names(accessor: str) -> None:
         (f"{PUBLISHED_RUN}.recipe", "nope", ["'nope'"]),
         (f"{PUBLISHED_RUN}.system", "fashion-ddim", ["'fashion-ddim'", "cifar10-ddim"]),
         (f"{PUBLISHED_RUN}.calibrator", "uniform", ["'uniform'", "tdac"]),
+        ("published.runs.cifar10-ddim-checkpoint", RUN_CALLED_CHECKPOINT, ["checkpoint means something else"]),
         ("published.runs.cifar10-ddim-fp32.recipe", "cifar10-w8a8", ["is quantized"]),
         ("runs", {}, ["empty"]),
         (f"{RUN}.system", "nope", ["'nope'", "fashion-ddim"]),

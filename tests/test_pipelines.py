@@ -20,7 +20,7 @@ from edadm.errors import InputError
 from edadm.files import read_json
 from edadm.params import CalibrationParams
 from edadm.pipelines import calls, folder, generate, quantize
-from edadm.quantization import fbr
+from edadm.quantization import fbr, reconstruction
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = {"samples": 5, "batch": 3, "diversity_weight": 1.2, "radius_quantile": 0.3, "seed": 10}
@@ -221,8 +221,10 @@ def test_samplers_that_do_not_calibrate_are_refused() -> None:
 
     def twice(seeds: range) -> None:
         """Guidance in two calls: the condition of the second would be lost."""
+        buffer = torch.empty_like(context[: len(seeds)])
         for given in (torch.zeros_like(context), context):
-            unet(torch.zeros(len(seeds), 4, 8, 8), 500, given[: len(seeds)])
+            buffer.copy_(given[: len(seeds)])
+            unet(torch.zeros(len(seeds), 4, 8, 8), 500, buffer)
 
     def fewer(seeds: range) -> None:
         calls.append(seeds)
@@ -257,6 +259,17 @@ def test_what_is_quantized_is_the_network_as_it_was(tmp_path: Path) -> None:
         other.load_state_dict(tiny.unet().state_dict())
         made.append(edadm.quantize(other.eval(), {"x": x, "t": t}, recipe, scratch=scratch).quantized.layers)
     assert all(made[0][name].input_scale == layer.input_scale for name, layer in made[1].items())
+
+
+def test_units_are_those_of_this_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unet, (x, t) = tiny.unet(), tiny.inputs(2)
+    recipe, data = edadm.recipe("w4a8", iterations=1, tuning=0), {"x": x, "t": t}
+    made = []
+    for code in ("one", "one", "other"):
+        monkeypatch.setattr(reconstruction, "code", lambda code=code: code)
+        edadm.quantize(unet, data, recipe, scratch=tmp_path)
+        made.append((tmp_path / "unit-0000.safetensors").stat().st_mtime_ns)
+    assert made[0] == made[1] != made[2]
 
 
 def test_data_that_do_not_fit_are_refused() -> None:

@@ -136,6 +136,9 @@ def test_steps_that_are_looked_up(tmp_path: Path) -> None:
     quantized = edadm.quantize(unet, {"x": x, "t": torch.arange(4)}, edadm.recipe("w8a8", method="none"))
     exact = edadm.QuantizedUNet(quantized.quantized, device="reference")
     assert difference(quantized(x, 7).sample, exact(x, 7).sample) < 0.05 and quantized.engine == "cpu"
+    for step in (7.5, 20, -1):
+        with pytest.raises(InputError, match=f"{step} is not among the 20 whole steps"):
+            quantized(x, step)
     quantized.save_pretrained(tmp_path / "unet")
     cpu.deploy(tmp_path / "unet", tmp_path / "engine")
     engine = cpu.load(tmp_path / "engine", 4, threads=1)

@@ -33,6 +33,11 @@ def ends_before_linears(graph: ov.Model) -> list[tuple[float, float]]:
     return found
 
 
+def is_signed(ends: tuple[float, float]) -> bool:
+    low, high = ends
+    return low < 0 and np.isclose(-low * 127, high * 128)
+
+
 def nodes(compiled: ov.CompiledModel) -> list[ov.Node]:
     return compiled.get_runtime_model().get_ops()
 
@@ -40,7 +45,7 @@ def nodes(compiled: ov.CompiledModel) -> list[ov.Node]:
 def test_no_linear_of_a_network_reads_signed_integers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tiny.save(tmp_path / "w4a8", tiny.conditional_unet())
     graph = build_graph(checkpoint.load(folder))
-    signed = [low < 0 and np.isclose(-low * 127, high * 128) for low, high in ends_before_linears(graph)]
+    signed = list(map(is_signed, ends_before_linears(graph)))
     assert 0 < sum(signed) < len(signed)
     keep_unsigned(graph)
     after = ends_before_linears(graph)
@@ -51,7 +56,12 @@ def test_no_linear_of_a_network_reads_signed_integers(tmp_path: Path, monkeypatc
     expected = cpu.load(tmp_path / "engine", 4, threads=1)(*inputs)
     monkeypatch.setattr(cpu, "is_x86", lambda: False)
     monkeypatch.setattr(moves, "is_x86", lambda: False)
+    rewritten = []
+    monkeypatch.setattr(cpu, "keep_unsigned", lambda graph: (keep_unsigned(graph), rewritten.append(graph)))
     engine = cpu.load(tmp_path / "engine", 4, threads=1)
+    assert len(rewritten) == len(engine.compiled)
+    ends = [each for graph in rewritten for each in ends_before_linears(graph)]
+    assert (0.0, 255.0) in ends and not any(map(is_signed, ends))
     assert relative_error(engine(*inputs), expected) < 1e-6
     # OpenVINO refuses padded integers there, which are for few pixels on x86
     assert "Pad" not in {

@@ -109,9 +109,9 @@ def as_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def sources_sha256(folder: Path) -> str:
-    """SHA-256 over the Python sources in a folder: of what was made by other code is not gone on with."""
-    names = sorted(folder.glob("*.py"))
-    return hashlib.sha256("".join(f"{path.name} {sha256(path)}\n" for path in names).encode()).hexdigest()
+    """SHA-256 over the Python sources below a folder, so that nothing that other code began is gone on with."""
+    lines = [f"{path.relative_to(folder)} {sha256(path)}\n" for path in sorted(folder.rglob("*.py"))]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:

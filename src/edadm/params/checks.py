@@ -118,6 +118,8 @@ def _run_disagreements(
             yield f"{place}: a run is named SYSTEM-VARIANT; allowed: {run.system}-{run.variant}"
         elif not NAME.fullmatch(run.variant):
             yield f"{place}.variant: {run.variant!r} is not a name; allowed: lower-case letters, digits, dashes"
+        elif run.variant in OF_VARIANTS:
+            yield f"{place}.variant: {run.variant} means something else already; allowed: any other name"
         elif f"{run.system}-fp32" not in params.runs:
             yield f"{place}: is measured against {run.system}-fp32, which is not among the runs; add it"
         elif run.variant == "fp32" and params.recipe(run).weights != 32:

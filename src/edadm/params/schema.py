@@ -24,7 +24,7 @@ class PipelineParams(Settings):
     """What is built."""
 
     systems: list[str] = omegaconf.MISSING
-    """Systems whose checkpoint is fetched and calibrated."""
+    """All of `systems`, in the order of the tables."""
     calibrators: list[str] = some_of(*CALIBRATORS)
     """How steps are chosen for the calibration set: `tdac` (density and diversity), `uniform` (every k-th step, as
     Q-Diffusion), `normal` (normally distributed diffusion times, as PTQ4DM)."""

@@ -20,7 +20,8 @@ def unet_calls(unet: nn.Module, draw: Callable[[], object]) -> Iterator[dict[str
     def forward(*args: object, **kwargs: object) -> object:
         output = original(*args, **kwargs)
         inputs = {key: value for key, value in kwargs.items() if key != "return_dict"}
-        reader.switch(network.bind(config, *args, **inputs))
+        # copies, for what a sampler calls with may be changed in place before its next call
+        reader.switch({name: value.clone() for name, value in network.bind(config, *args, **inputs).items()})
         return output
 
     drawing = greenlet(draw)

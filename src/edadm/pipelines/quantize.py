@@ -10,8 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from edadm.errors import InputError
-from edadm.files import atomic_folder, atomic_write, clear, sha256
+from edadm.files import atomic_folder, atomic_write, clear, sha256, sources_sha256
 from edadm.params import CalibrationParams, Recipe
 from edadm.pipelines import calibrate, folder
 from edadm.pipelines.draw import drawing
@@ -50,7 +52,8 @@ def run(
     draw = drawing(pipeline, prompts, class_labels, settings.seed, latent=True, **call)
     files = sorted(path for name in parts for path in (source / name).glob("*") if path.suffix != ".bin")
     settled = [[sha256(path) for path in files if path.is_file()], asdict(settings), calibrator]
-    mark = _hash(settled, prompts, class_labels, call)
+    code = [torch.__version__, sources_sha256(Path(__file__).parent), reconstruction.code()]
+    mark = _hash(settled, prompts, class_labels, call, code)
     data = scratch / "calibration.safetensors"
 
     def draw_calibration() -> None:
@@ -69,7 +72,7 @@ def run(
     _once(scratch, "unet", _hash(mark, asdict(recipe)), learn)
     with atomic_folder(out) as new:
         folder.assemble(source, scratch / "unet", new)
-    clear(scratch, "calibration.*", "unet", "unet.mark", "units")
+    clear(scratch, "calibration.safetensors", "calibration.json", "calibration.mark", "unet", "unet.mark", "units")
 
 
 def _overlap(a: Path, b: Path) -> bool:

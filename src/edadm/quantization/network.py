@@ -123,6 +123,11 @@ def bind(
     t = torch.as_tensor(timestep).detach().cpu().reshape(-1)
     if t.is_floating_point():
         t = t.long() if torch.equal(t, t.round()) else t.float()
+    known = config.get("num_train_timesteps")
+    if config.get("time_embedding_type") == "learned" and (
+        t.is_floating_point() or not 0 <= t.min() <= t.max() < known
+    ):
+        raise InputError(f"timestep: {timestep} is not among the {known} whole steps that the U-Net has learned")
     values = {"x": sample, "t": t.expand(len(sample))} | {name: given[name] for name in names[2:]}
     if "label" in names:
         values["label"] = _labels(class_labels, config["num_class_embeds"], len(sample))

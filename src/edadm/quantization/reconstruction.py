@@ -191,4 +191,4 @@ def run(
             layers, floats = integer_layers(network.to("cpu"))
             checkpoint.save(folder / name, config, layers, floats, asdict(own), attention_scales(network))
             atomic_write(folder / name / "losses.csv", _losses_csv(learned))
-    clear(scratch, "unit-*.safetensors", "tables", autoencoder.FOLDER)
+    clear(scratch, "unit-*.safetensors", ".unit-*.tmp", "tables", autoencoder.FOLDER)
