@@ -207,6 +207,13 @@ def test_a_shard_that_fails_says_why_and_no_more(space: Workspace, tmp_path: Pat
     assert (done.returncode, done.stdout) == (2, "edadm: no such image\n")
 
 
+def test_params_that_stages_name_are_there() -> None:
+    """DVC runs no stage of which one is missing, though it has a default."""
+    known = yaml.safe_load((ROOT / "params.yaml").read_text()).keys()
+    for family, stage in families().items():
+        assert {param.partition(".")[0] for param in stage.get("params", [])} <= known, family
+
+
 def test_without_git_is_one_line(space: Workspace) -> None:
     shutil.rmtree(space.folder / ".git")
     done = space.snakemake("-n", check=False)
