@@ -36,9 +36,8 @@ def quantize(
     t (n,), with context (n, tokens, width) and so on for a network that takes them; or a file of
     ``edadm calibrate``; or a function ``draw(seeds)`` that samples the images of a range of seeds with ``unet``, by
     one call a step (under guidance of all rows at once): its calls are looked at for 128 trajectories, 4 at a time, and
-    TDAC chooses. ``recipe`` is a name
-    ("w4a8") or made by ``edadm.recipe``. With ``scratch``, a folder, a killed run goes on at the unit where it died;
-    tables beyond ``cache_mib`` MiB of memory are files there.
+    TDAC chooses. ``recipe`` is a name ("w4a8") or made by ``edadm.recipe``. With ``scratch``, a folder, a killed run
+    goes on at the unit where it died; tables beyond ``cache_mib`` MiB of memory are files there.
 
     InputError when the U-Net, the calibration or the recipe cannot be used.
 

@@ -38,8 +38,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     mount point. A link stays one.
     """
     path = Path(path).resolve()
-    if path.is_mount():
-        raise InputError(f"{path}: is a mount point, in whose place nothing can be put; give a folder inside it")
+    check_no_mount(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     shutil.rmtree(temporary, ignore_errors=True)
@@ -52,6 +51,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_no_mount(path: Path) -> None:
+    """InputError for a mount point."""
+    if path.is_mount():
+        raise InputError(f"{path}: is a mount point, in whose place nothing can be put; give a folder inside it")
 
 
 def _check_older(old: Path, new: Path) -> None:

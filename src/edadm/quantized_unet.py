@@ -58,9 +58,8 @@ class QuantizedUNet(ModelMixin, ConfigMixin):
         self._graphs: dict[tuple[int, ...], ov.Model] = {}  # by (h, w)
         self._runs: dict[tuple[int, ...], Run] = {}  # by (n, h, w); the reference by ()
         learned = quantized.config.get("time_embedding_type") == "learned"
-        self._t_type = (
-            (ov.Type.i64, torch.int64) if learned else (ov.Type.f32, torch.float32)
-        )  # steps may have fractions
+        # else float, for some schedulers' steps have fractions
+        self._t_type = (ov.Type.i64, torch.int64) if learned else (ov.Type.f32, torch.float32)
         self.register_to_config(**{key: value for key, value in quantized.config.items() if not key.startswith("_")})
         self.eval()
 

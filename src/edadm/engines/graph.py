@@ -139,25 +139,30 @@ def layer_nodes(x: ov.Output, name: str, layer: IntegerLayer) -> ov.Output:
         high = op.floor(op.multiply(q, np.float32(1 / 256)))
         low = op.subtract(q, op.multiply(high, np.float32(256)))
         parts = [(high, name, scale * 256, zero // 256), (low, f"{name}.low", scale, zero % 256)]
-        y = op.add(*(_product_nodes(_byte(part, 0, 255), *rest, layer) for part, *rest in parts))
+        y = op.add(*(_product_nodes(as_byte(part, 0, 255), *rest, layer) for part, *rest in parts))
     else:
         ends = [np.float32(np.float64(scale) * (end - zero)) for end in (0, 255)]
         if layer.input_bits < 8:
             x = op.minimum(x, np.float32(np.float64(scale) * (2**layer.input_bits - 1 - zero)))
-        y = _product_nodes(_byte(x, *ends), name, scale, zero, layer)
+        y = _product_nodes(as_byte(x, *ends), name, scale, zero, layer)
     if layer.bias is not None:
         y = op.add(y, op.constant(layer.bias.reshape((1, -1, 1, 1) if layer.is_convolution else (-1,)).numpy()))
     return y.output(0)
 
 
-def _byte(x: ov.Output, low: float, high: float) -> ov.Node:
+def as_byte(x: ov.Output, low: float, high: float) -> ov.Node:
     """``x`` as u8, where 0 stands for ``low`` and 255 for ``high``."""
     return op.convert(op.fake_quantize(x, *np.float32([low, high, 0, 255]), 256), "u8")
 
 
+def of_byte(q: ov.Node, zero: np.ndarray | np.float32, scale: np.ndarray | np.float32) -> ov.Node:
+    """What u8 ``q`` stands for, ``scale * (q - zero)``, as OpenVINO knows an input of an int8 layer."""
+    return op.multiply(op.subtract(op.convert(q, "f32"), zero), scale)
+
+
 def _product_nodes(q: ov.Node, name: str, scale: np.float32, zero: int, layer: IntegerLayer) -> ov.Node:
     """The convolution or product, called ``name``, of ``scale * (q - zero)`` for q u8 and the layer's weight."""
-    x = op.multiply(op.subtract(op.convert(q, "f32"), np.float32(zero)), scale)
+    x = of_byte(q, np.float32(zero), scale)
     shape = list(layer.weight.shape)
     if layer.groups > 1:
         shape = [layer.groups, shape[0] // layer.groups, *shape[1:]]

@@ -10,7 +10,15 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as op
 
-from edadm.engines.graph import only_reader, quantized_reader, read_instead, readers, replace, weight_constants
+from edadm.engines.graph import (
+    of_byte,
+    only_reader,
+    quantized_reader,
+    read_instead,
+    readers,
+    replace,
+    weight_constants,
+)
 from edadm.engines.processor import is_x86
 
 FEW_PIXELS = 2  # in a call, times the output channels; beyond, padding them costs what it spares
@@ -132,7 +140,7 @@ def _pad_bytes(graph: ov.Model) -> None:
             quantized[q.get_name()] = op.convert(whole, "u8")
         value = op.constant(zero.astype(np.uint8)[0])
         padded = op.pad(quantized[q.get_name()], [0, 0, *begin], [0, 0, *end], "constant", value)
-        x = op.multiply(op.subtract(op.convert(padded, "f32"), zero), scale)
+        x = of_byte(padded, zero, scale)
         weight, strides, dilations = node.input_value(1), geometry["strides"], geometry["dilations"]
         replace(node, op.convolution(x, weight, strides, [0, 0], [0, 0], dilations))
 

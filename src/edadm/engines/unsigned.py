@@ -6,9 +6,8 @@ Seen with OpenVINO 2026.4 in linear layers (kernel "gemm_acl_i8"; benchmarks/arm
 
 import numpy as np
 import openvino as ov
-from openvino import opset13 as op
 
-from edadm.engines.graph import weight_constants
+from edadm.engines.graph import as_byte, of_byte, weight_constants
 
 ZERO = 128
 
@@ -27,12 +26,11 @@ def keep_unsigned(graph: ov.Model) -> None:
 
 def _as_uint8(quantization: ov.Node) -> None:
     x, *bounds = quantization.input_values()
-    least, greatest = (bound.get_node().data.item() for bound in bounds[2:])
+    low, high, least, greatest = (bound.get_node().data.item() for bound in bounds)
     if not np.isclose(-least / ZERO, greatest / (255 - ZERO)):
         return
     readers = quantization.output(0).get_target_inputs()
-    q = op.convert(op.fake_quantize(x, *bounds[:2], np.float32(0), np.float32(255), 256), "u8")
     scale = np.float32(-least / ZERO)  # to the bit what it was, for 128 is a power of two
-    y = op.multiply(op.subtract(op.convert(q, "f32"), np.float32(ZERO)), scale)
+    y = of_byte(as_byte(x, low, high), np.float32(ZERO), scale)
     for reader in readers:
         reader.replace_source_output(y.output(0))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from edadm.errors import InputError
-from edadm.files import atomic_folder, atomic_write, clear, sha256, sources_sha256
+from edadm.files import atomic_folder, atomic_write, check_no_mount, clear, sha256, sources_sha256
 from edadm.params import CalibrationParams, Recipe
 from edadm.pipelines import calibrate, folder
 from edadm.pipelines.draw import drawing
@@ -109,5 +109,4 @@ def _refuse_to_overwrite(source: Path, out: Path) -> None:
             raise InputError(f"{out}: is there, and is not a quantized pipeline; give another folder")
     elif out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file")
-    if out.is_mount():
-        raise InputError(f"{out}: is a mount point, in whose place nothing can be put; give a folder inside it")
+    check_no_mount(out)
