@@ -24,6 +24,7 @@ from torch._inductor import config as inductor
 from edadm.engines import cpu, onnx
 from edadm.engines.graph import layer_nodes, unpack_weights
 from edadm.engines.reference import Network
+from edadm.engines.saturation import LARGEST
 from edadm.quantization.integer_layer import IntegerLayer
 from edadm.systems.system import load_unet
 
@@ -148,10 +149,13 @@ def available() -> list[str]:
 
 
 def ceiling(threads: int) -> float:
-    """The highest int8 rate found in single layers, in 1e9 operations (two per product) per second."""
+    """The highest int8 rate found in single layers, in 1e9 operations (two per product) per second.
+
+    Their weights are such that no processor needs them in halves (saturation.py).
+    """
     best = 0.0
     for channels, side in ((256, 32), (512, 16), (512, 32), (1280, 16)):
-        weight = torch.randint(-127, 128, (channels, channels, 3, 3), dtype=torch.int8)
+        weight = torch.randint(-LARGEST, LARGEST + 1, (channels, channels, 3, 3), dtype=torch.int8)
         layer = IntegerLayer(
             8, weight, torch.full((channels,), 2.0**-10), None, 2.0**-7, 128, 8, (1, 1), (1, 1), (1, 1), 1
         )

@@ -194,7 +194,10 @@ def summary(out: Path) -> str:
         cells = (f"{value:.1f} ms" if value else "–" for value in times)
         lines.append((f"`{chart['system']}`", str(chart["batch"]), *cells, *ratios, f"{share:.0%}" if share else "–"))
     found = read_json(out)["systems"].values()
-    processors = {f"{own['device']} ({', '.join(own['instructions'])}), {own['threads']} threads" for own in found}
+    processors = {
+        f"{own['device']} ({', '.join(own['instructions']) or 'no VNNI, no AMX'}), {own['threads']} threads"
+        for own in found
+    }
     return "\n".join(
         (*(f"| {' | '.join(line)} |" for line in lines), "", f"Processor: {'; '.join(sorted(processors))}.")
     )

@@ -65,10 +65,15 @@ def test_the_table_divides_by_our_row(latency: ModuleType, tmp_path: Path) -> No
     assert lines[-1] == "Processor: An example (avx512_vnni), 4 threads."
     path.write_text(json.dumps({"systems": {"coco-sd14": own}, "rows": rows[:2]}))
     assert latency.summary(path).splitlines()[2].endswith("| – | – | – | – | – | – |")
+    path.write_text(json.dumps({"systems": {"coco-sd14": own | {"instructions": []}}, "rows": rows}))
+    assert latency.summary(path).splitlines()[-1] == "Processor: An example (no VNNI, no AMX), 4 threads."
 
 
-def test_the_readme_shows_what_was_measured(latency: ModuleType) -> None:
-    assert latency.summary(latency.OUT) in (ROOT / "README.md").read_text()
+@pytest.mark.parametrize(
+    ("page", "measured"), [("README.md", "latency-cpu.json"), ("docs/latency.md", "latency-avx2.json")]
+)
+def test_the_pages_show_what_was_measured(latency: ModuleType, page: str, measured: str) -> None:
+    assert latency.summary(latency.OUT.with_name(measured)) in (ROOT / page).read_text()
 
 
 def test_a_configuration_that_fails_is_left_out_and_said(latency: ModuleType, tmp_path: Path) -> None:

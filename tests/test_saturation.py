@@ -30,7 +30,7 @@ def graph_of(layer: IntegerLayer, shape: tuple[int, ...]) -> ov.Model:
 
 
 @pytest.mark.parametrize("input_bits", [8, 16])
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [4, 7, 8])
 @pytest.mark.parametrize("case", [*CASES, "groups"])
 def test_a_layer_in_halves_is_exact(case: str, bits: int, input_bits: int) -> None:
     shape, input_shape, geometry = CASES.get(case, GROUPS)
