@@ -83,7 +83,7 @@ def nncf(folder: Path, batch: int, threads: int) -> Call:
     arrays = [value.numpy() for value in given]
     data = nncf.Dataset([{port.any_name: array for port, array in zip(graph.inputs, arrays, strict=True)}])
     graph = nncf.quantize(graph, data, subset_size=1, preset=nncf.QuantizationPreset.MIXED)
-    request = cpu.compile_graph(core, graph, "bf16", threads).create_infer_request()
+    request = cpu.compile_unchanged(core, graph, "bf16", threads).create_infer_request()
     return partial(request.infer, arrays)
 
 

@@ -195,7 +195,7 @@ def summary(out: Path) -> str:
         lines.append((f"`{chart['system']}`", str(chart["batch"]), *cells, *ratios, f"{share:.0%}" if share else "–"))
     found = read_json(out)["systems"].values()
     processors = {
-        f"{own['device']} ({', '.join(own['instructions']) or 'no VNNI, no AMX'}), {own['threads']} threads"
+        f"{own['device']} ({', '.join(own['instructions']) or 'no VNNI or AMX found'}), {own['threads']} threads"
         for own in found
     }
     return "\n".join(

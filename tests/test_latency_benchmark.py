@@ -66,7 +66,7 @@ def test_the_table_divides_by_our_row(latency: ModuleType, tmp_path: Path) -> No
     path.write_text(json.dumps({"systems": {"coco-sd14": own}, "rows": rows[:2]}))
     assert latency.summary(path).splitlines()[2].endswith("| – | – | – | – | – | – |")
     path.write_text(json.dumps({"systems": {"coco-sd14": own | {"instructions": []}}, "rows": rows}))
-    assert latency.summary(path).splitlines()[-1] == "Processor: An example (no VNNI, no AMX), 4 threads."
+    assert latency.summary(path).splitlines()[-1] == "Processor: An example (no VNNI or AMX found), 4 threads."
 
 
 @pytest.mark.parametrize(

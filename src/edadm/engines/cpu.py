@@ -255,14 +255,21 @@ def rewrite(graph: ov.Model) -> list[str]:
 def compile_graph(
     core: ov.Core, graph: ov.Model, body: str, threads: int, cache_dir: Path | None = None
 ) -> ov.CompiledModel:
-    """``graph`` for this CPU, which may change it (``avoid_saturation``, ``keep_unsigned``).
-
-    The precision is always stated, since OpenVINO's own choice is bf16 where it can.
-    """
+    """``graph`` for this CPU, which may change it (``avoid_saturation``, ``keep_unsigned``)."""
     if not has_int8_dot():
         avoid_saturation(graph)
     if not is_x86():
         keep_unsigned(graph)
+    return compile_unchanged(core, graph, body, threads, cache_dir)
+
+
+def compile_unchanged(
+    core: ov.Core, graph: ov.Model, body: str, threads: int, cache_dir: Path | None = None
+) -> ov.CompiledModel:
+    """``graph`` as OpenVINO alone would compile it, right or wrong on this CPU.
+
+    The precision is always stated, since OpenVINO's own choice is bf16 where it can.
+    """
     settings = {
         "INFERENCE_PRECISION_HINT": body,
         "INFERENCE_NUM_THREADS": threads,

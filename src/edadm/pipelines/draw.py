@@ -9,7 +9,7 @@ import torch
 
 from edadm.errors import InputError
 
-LARGEST_SEED = 2**62  # with room for those that follow
+SEED_LIMIT = 2**62  # with room for those that follow: PyTorch's have 64 bits
 
 
 def drawing(
@@ -34,8 +34,8 @@ def drawing(
     if unknown:
         raise InputError(f"{kind} takes no {unknown[0]}")
     conditions: dict[str, Sequence[Any]] = {}
-    if not 0 <= first < LARGEST_SEED:
-        raise InputError(f"seed: {first} is not from 0 to 2**62, as PyTorch's have 64 bits")
+    if not 0 <= first < SEED_LIMIT:
+        raise InputError(f"seed: {first} is not at least 0 and below 2**62")
     if steps is not None and steps < 1:
         raise InputError(f"steps: {steps} is not at least 1")
     if not math.isfinite(call.get("guidance_scale", 0)):
