@@ -16,6 +16,7 @@ from hostile import ODD, attempt, damaged, examples, leaves, refused, replaced
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from test_cuda_engine import small_unet
 
 from edadm.engines import cpu
 from edadm.evaluation import reference, samples
@@ -125,7 +126,7 @@ def test_a_shard_that_declares_too_much(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("engine")
-    cpu.deploy(tiny.save(folder / "quantized"), folder / "engine")
+    cpu.deploy(tiny.save(folder / "quantized", small_unet()), folder / "engine")
     return folder / "engine"
 
 

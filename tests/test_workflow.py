@@ -203,7 +203,7 @@ def test_a_shard_that_fails_says_why_and_no_more(space: Workspace, tmp_path: Pat
     space.environment["PATH"] = f"{command.parent}:{space.environment['PATH']}"
     shutil.rmtree(space.folder / ".dvc" / "cache" / "runs")
     space.edit("dvc.lock", f"  samples@{SYSTEM}-w4a8:", f"  former@{SYSTEM}-w4a8:")
-    done = space.call("python", "workflow/dvcdag.py", f"samples@{SYSTEM}-w4a8", "0/2", check=False)
+    done = space.call("python", "workflow/shard.py", f"samples@{SYSTEM}-w4a8", "0/2", check=False)
     assert (done.returncode, done.stdout) == (2, "edadm: no such image\n")
 
 

@@ -16,10 +16,8 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import time
-from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 from typing import IO
@@ -28,11 +26,7 @@ import networkx as nx
 import psutil
 from dvc.dependency import param
 from dvc.repo import Repo
-from dvc.rwlock import rwlock
 from dvc.scm import SCMError
-from dvc.stage import PipelineStage
-from dvc.stage.cache import RunCacheNotFoundError
-from dvc_data.hashfile.hash_info import HashInfo
 from index import prune
 
 # the objects of hundreds of stages are made, and stay: looking for garbage among them takes as long as making them
@@ -167,36 +161,3 @@ class Stages:
         """The processes of this machine that are running a stage or one of its shards."""
         listed = re.findall(r'"pid": (\d+)[,}]', self._list().read_text()) if self._list().exists() else []
         return {process for process in map(int, listed) if psutil.pid_exists(process)}
-
-    def shard(self, name: str, shard: str) -> str:
-        """Make one shard (``I/N``) of a stage's samples, unless DVC need not run the stage."""
-        stage = self.stages[name]
-        with self.repo.lock:
-            if not stage.changed():
-                return "unchanged"
-            stage.save_deps()
-            for out in stage.outs:  # dvc.lock's outputs belong to its old deps
-                out.hash_info = HashInfo()
-            try:
-                self.repo.stage_cache.restore(stage, dry=True)
-                return "in DVC's run cache"
-            except RunCacheNotFoundError:
-                pass
-        environment = {**os.environ, "DVC_STAGE": name}
-        with self._listed(stage, shard):
-            # exec: the command is a child of this process, not of a shell that would outlive it
-            subprocess.run(f"exec {stage.cmd} --shard {shard}", shell=True, check=True, env=environment)
-        return "made"
-
-    def _listed(self, stage: PipelineStage, shard: str) -> AbstractContextManager[None]:
-        """Be in DVC's list while a shard is made: nobody then makes it too, or writes what it reads."""
-        reads = [dep.fs_path for dep in stage.deps]
-        writes = [str(Path(self.repo.root_dir, STAMPS, "shards", stage.name, shard.replace("/", "-of-")))]
-        return rwlock(self.repo.tmp_dir, self.repo.fs, " ".join(sys.argv), reads, writes, False)
-
-
-if __name__ == "__main__":
-    try:
-        print(f"{sys.argv[1]} {sys.argv[2]}:", Stages().shard(*sys.argv[1:3]))
-    except subprocess.CalledProcessError as error:  # the command has said why
-        sys.exit(abs(error.returncode))

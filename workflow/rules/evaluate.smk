@@ -74,8 +74,10 @@ rule sample_shard:
         mem_mb=lambda w: 16000 if w.stage == "samples-published" else 4000,
         runtime=lambda w: 2880 if w.stage == "samples-published" else 240,
         gpu=0,
+    params:
+        stage=lambda w: stages.stages[f"{w.stage}@{w.key}"].addressing,
     shell:
-        "python workflow/dvcdag.py {wildcards.stage}@{wildcards.key}" " {wildcards.i}/{wildcards.n} 2>&1 | tee -i {log}"
+        "python workflow/shard.py {params.stage} {wildcards.i}/{wildcards.n} 2>&1 | tee -i {log}"
 
 
 rule samples:
