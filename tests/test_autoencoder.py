@@ -51,6 +51,25 @@ def quantize(vae: nn.Module | None, calibration_file: Path, recipe: Recipe = REC
     return folder / "quantized"
 
 
+def test_units_learned_on_another_device_are_not_gone_on_with(
+    calibration_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They differ by round-off, so that a result would depend on when its run was killed."""
+    marks: list[str] = []
+
+    def stop(*arguments: object) -> None:
+        marks.append(arguments[4])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(reconstruction, "_quantize", stop)
+    own = Recipe(weights=8, activations=8)
+    folders = [calibration_file.parent / name for name in ("scratch", "quantized")]
+    for device in ("cpu", "cuda", "cpu"):
+        with pytest.raises(KeyboardInterrupt):
+            reconstruction.run(tiny.conditional_unet(), None, [], calibration_file, own, *folders, device=device)
+    assert marks[0] == marks[2] != marks[1]
+
+
 @pytest.mark.parametrize("make", [tiny.autoencoder, vector_quantized])
 def test_the_engine_decodes_as_exact_integers_do(make, calibration_file: Path) -> None:  # noqa: ANN001
     quantized = quantize(make(), calibration_file)

@@ -13,6 +13,7 @@ from command_line import call
 from diffusers import DDIMScheduler
 from safetensors.torch import load_file
 
+from edadm.cli import build
 from edadm.files import sha256
 from edadm.systems.system import WEIGHTS, weights_sha256
 
@@ -71,7 +72,7 @@ def documented_block() -> dict:
     return yaml.safe_load((ROOT / "docs" / "add-a-system.md").read_text().split("```yaml")[1].split("```")[0])
 
 
-def test_a_latent_conditional_system_is_added_by_its_block(added: str) -> None:
+def test_a_latent_conditional_system_is_added_by_its_block(added: str, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = Path("results", added)
     checkpoint, calibration = str(folder / "checkpoint"), str(folder / "tdac.safetensors")
     assert call("checkpoint", added, "--out", checkpoint) == 0
@@ -100,6 +101,13 @@ def test_a_latent_conditional_system_is_added_by_its_block(added: str) -> None:
         measured += ("--reference", str(folder / "reference.npz"), "--out", str(of_run / "metrics.json"))
         assert call("metrics", added, variant, *measured) == 0
         assert 0 <= json.loads((of_run / "metrics.json").read_text())["class_accuracy"] <= 1
+    scratch = folder / "w8a8" / "scratch"
+    for code in ("0" * 64, "1" * 64):  # a shard of other code is not gone on with
+        monkeypatch.setattr(build, "sources_sha256", lambda _, code=code: code)
+        assert call("sample", added, *drawing, "--shard", "1/2", "--out", str(folder / "none")) == 0
+    assert sorted(str(path.relative_to(scratch)) for path in scratch.rglob("*.npz")) == [
+        f"{code * 16}/shard-0001.npz" for code in "01"
+    ]
     timed = ("--checkpoint", checkpoint, "--out", str(folder / "latency.json"))
     assert call("latency", added, *timed) == 0
     assert len(json.loads((folder / "latency.json").read_text())["rows"]) == 4

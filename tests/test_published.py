@@ -10,6 +10,7 @@ import numpy as np
 import published_project
 import pytest
 import torch
+import yaml
 from command_line import call
 from fileserver import FileServer, serving
 from safetensors.torch import load_file
@@ -84,7 +85,7 @@ FIRST = ("cifar10-ddim", "coco-sd14")
 
 
 @pytest.mark.parametrize("kind", [pytest.param(k, marks=[pytest.mark.slow] * (k not in FIRST)) for k in FORMATS])
-def test_from_a_url_to_tables(project: Path, kind: str) -> None:
+def test_from_a_url_to_tables(project: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Originals, real images and the metrics' networks in their true formats, narrow or with random weights.
 
     All end with images, text to image with their CLIP score; CIFAR-10 goes on, with what takes all alike.
@@ -115,6 +116,13 @@ def test_from_a_url_to_tables(project: Path, kind: str) -> None:
     if kind == "coco-sd14":  # a CLIP score needs no other images
         shutil.copytree(of_system / "w4a8" / "samples", of_system / "fp32" / "samples")
         assert "clip_score" in measured(kind, "fp32", of_system)
+        # an image is of its seed's prompt, and none of them may be one of those calibrated on
+        content = yaml.safe_load(Path("params.yaml").read_text())
+        content["published"]["systems"][kind]["sampling"]["seed"] = settings.calibration.seed
+        Path("overlapping.yaml").write_text(yaml.safe_dump(content))
+        words = ("--engine", "none", "--checkpoint", str(of_system / "checkpoint"), "--scratch", "none")
+        said = refused(capsys, "--params", "overlapping.yaml", "sample", kind, *words, "--out", "none")
+        assert "prompts would be both" in said
     if kind != "cifar10-ddim":
         return
 

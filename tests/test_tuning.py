@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from diffusers import UNet2DModel
 from torch import Tensor, nn
 
 from edadm.errors import InputError
 from edadm.params import Recipe, Reconstruction
-from edadm.quantization import autoencoder, checkpoint, fbr, reconstruction
+from edadm.quantization import autoencoder, checkpoint, fbr, reconstruction, tuning
 from edadm.quantization.layers import simulated, simulated_layers
 from edadm.quantization.network import output
 from edadm.quantization.reconstruction import UnitCheckpoints, quantize
@@ -75,6 +76,15 @@ def test_every_float_is_learned_and_no_integer(tmp_path: Path) -> None:
         for key in ("weight", "bias"):
             assert not torch.equal(getattr(plain.get_submodule(name), key), getattr(tuned.get_submodule(name), key))
     assert not any(value.requires_grad for value in (*tuned.parameters(), *tuned.buffers()))
+
+
+def test_the_frequencies_of_a_time_embedding_are_not_learned() -> None:
+    config = {name: value for name, value in tiny.unet().config.items() if not name.startswith("_")}
+    model = UNet2DModel(**config | {"time_embedding_type": "fourier"})
+    frequencies = model.time_proj.weight
+    learned = {id(value) for value in tuning._normalisations(model)}
+    assert model.time_proj.weight is frequencies and frequencies.dim() == 1 and id(frequencies) not in learned
+    assert id(model.conv_norm_out.weight) in learned and id(model.conv_norm_out.bias) in learned
 
 
 def test_a_run_killed_while_it_is_tuned_ends_with_the_same_bytes(
