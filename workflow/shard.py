@@ -15,7 +15,7 @@ from dvc.stage import PipelineStage
 from dvc.stage.cache import RunCacheNotFoundError
 from dvc.utils import parse_target
 from dvc_data.hashfile.hash_info import HashInfo
-from dvcdag import STAMPS
+from dvcdag import STAMPS  # which has DVC parse params.yaml only once
 
 
 def make(target: str, shard: str) -> str:
