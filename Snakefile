@@ -28,10 +28,10 @@ if workflow.is_main_process:
             logger.info(f"changed: {stage}: {why}")
 
 REPRO = "python workflow/repro.py"
-ENGINE = vars(EngineParams()) | config["engine"]
-THREADS = ENGINE["threads"]
-RECONSTRUCTION_THREADS = ENGINE["reconstruction_threads"]
-EVALUATION_THREADS = ENGINE["evaluation_threads"]
+ENGINE = EngineParams(**config["engine"])
+THREADS = ENGINE.threads
+RECONSTRUCTION_THREADS = ENGINE.reconstruction_threads
+EVALUATION_THREADS = ENGINE.evaluation_threads
 # calibration and reconstruction, where params.yaml has them computed on a GPU
 GPU = 1 if config.get("device") == "cuda" else 0
 GPU_REPRO = f"python workflow/gpu.py {REPRO}" if GPU else REPRO

@@ -91,13 +91,16 @@ def test_the_engine_decodes_as_exact_integers_do(make, calibration_file: Path) -
 
 
 def test_four_bit_weights_keep_eight_at_the_images_ends(calibration_file: Path) -> None:
-    loaded = checkpoint.load(quantize(tiny.autoencoder(), calibration_file, Recipe(4, 8, ("unet", "vae"))) / "vae")
+    loaded = checkpoint.load(
+        quantize(tiny.autoencoder(), calibration_file, Recipe(weights=4, activations=8, quantize=("unet", "vae")))
+        / "vae"
+    )
     assert {name for name, layer in loaded.layers.items() if layer.bits == 8} == set(autoencoder.ENDS)
 
 
 def test_reconstruction_learns_the_autoencoder(calibration_file: Path) -> None:
     learning = {"method": "fbr", "iterations": 12, "batch": 4, "rate_rounding": 0.1}
-    recipe = Recipe(4, 8, ("unet", "vae"), reconstruction=Reconstruction(**learning))
+    recipe = Recipe(weights=4, activations=8, quantize=("unet", "vae"), reconstruction=Reconstruction(**learning))
     losses = (quantize(tiny.autoencoder(), calibration_file, recipe) / "vae" / "losses.csv").read_text().splitlines()
     errors = [line.split(",")[-2:] for line in losses[1:]]
     assert sum(float(after) for _, after in errors) < sum(float(before) for before, _ in errors)

@@ -183,7 +183,7 @@ def test_samples_with_captions_are_scored_in_their_order(tmp_path: Path) -> None
     def scorer(found: np.ndarray, texts: list[str]) -> torch.Tensor:
         return torch.tensor([float(image.max() == int(text)) for image, text in zip(found, texts, strict=True)])
 
-    made = ("garment-classifier", extractor, MetricsParams(2, 10, 2), range(20))
+    made = ("garment-classifier", extractor, MetricsParams(kid_subsets=2, kid_subset_size=10, neighbours=2), range(20))
     measured = metrics.measure(folder, folder, tmp_path / "reference.npz", *made, scorer=scorer)
     assert measured["clip_score"] == 1.0
     plain = write_samples(tmp_path / "plain", images, 20, seed=0)
@@ -199,7 +199,7 @@ def test_samples_are_brought_to_the_size_of_the_real_images(tmp_path: Path) -> N
     extractor = untrained_extractor(tmp_path / "extractor")
     reference.build(bars(30, seed=1), tmp_path / "reference.npz", "garment-classifier", extractor)
     folder = write_samples(tmp_path / "large", large, 20, seed=0)
-    made = ("garment-classifier", extractor, MetricsParams(2, 10, 2), range(20))
+    made = ("garment-classifier", extractor, MetricsParams(kid_subsets=2, kid_subset_size=10, neighbours=2), range(20))
     measured = metrics.measure(folder, folder, tmp_path / "reference.npz", *made, size=32)
     small = write_samples(tmp_path / "small", real_images.resized(large, 32), 20, seed=0)
     assert measured["fid"] == metrics.measure(small, small, tmp_path / "reference.npz", *made)["fid"]

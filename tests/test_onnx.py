@@ -22,7 +22,7 @@ from edadm.engines import processor, reference
 from edadm.engines import onnx as exporter
 from edadm.engines.verify import relative_error
 from edadm.errors import InputError
-from edadm.params import Recipe, Reconstruction
+from edadm.params import Recipe
 from edadm.quantization import checkpoint, reconstruction
 from edadm.quantization.integer_layer import IntegerLayer
 from edadm.systems.system import load, load_unet
@@ -125,8 +125,8 @@ def test_tiny_networks(tmp_path, case):
 
 
 EMBEDDED = {
-    "fashion-ddim": ("onnx", Recipe(4, 8, "minmax", Reconstruction(method="none"), eight_bit_full_resolution=0.05)),
-    "fashion-ldm": ("tensorrt", Recipe(8, 8, "minmax", Reconstruction(method="none"), attention=8)),
+    "fashion-ddim": ("onnx", Recipe(weights=4, activations=8, ranges="minmax", eight_bit_full_resolution=0.05)),
+    "fashion-ldm": ("tensorrt", Recipe(weights=8, activations=8, ranges="minmax", attention=8)),
 }
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from edadm import unets
 from edadm.engines import cpu, reference, verify
 from edadm.errors import InputError
-from edadm.params import Recipe, Reconstruction
+from edadm.params import Recipe
 from edadm.quantization import checkpoint, reconstruction
 from edadm.quantization.attention import attentions
 from edadm.quantization.units import find_units, simulate
@@ -76,7 +76,7 @@ def test_churchs_engine_computes_what_the_checkpoint_says(attention: int, tmp_pa
     unet = two_levels()
     data = inputs("church-ldm8", 8)
     config, heads = checkpoint.unet_config(unet), heads_of(unet)
-    recipe = Recipe(8, 8, "minmax", Reconstruction(method="none"), attention=attention)
+    recipe = Recipe(weights=8, activations=8, ranges="minmax", attention=attention)
     with torch.no_grad():
         whole = unet(*data.values(), return_dict=False)[0]
         reconstruction.quantize(unet, data, recipe, tmp_path / "scratch", "")

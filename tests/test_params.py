@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import yaml
 from dvc.utils.hydra import apply_overrides
+from dvc.utils.serialize import parse_yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_params import small
 
 from edadm import params
 from edadm.errors import InputError
+from edadm.params.reading import parse
 
 ROOT = Path(__file__).parent.parent
 REAL = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -165,6 +167,11 @@ def test_unknown_names(accessor: str) -> None:
         (f"{PUBLISHED_RUN}.calibrator", "uniform", ["'uniform'", "tdac"]),
         ("published.runs.cifar10-ddim-checkpoint", RUN_CALLED_CHECKPOINT, ["checkpoint means something else"]),
         ("published.runs.cifar10-ddim-fp32.recipe", "cifar10-w8a8", ["is quantized"]),
+        ("latency.rounds", True, ["True", "a whole number"]),
+        (f"{SYSTEM}.sampler.eta", 10**400, ["a number"]),
+        (f"{SYSTEM}.checkpoint.source", 5, ["5", "a text, a folder"]),
+        ("variants.w4a8.split_shortcut", 1, ["1", "true or false"]),
+        ("variants", {8: REAL["variants"]["w8a8"]}, ["8", "names"]),
         ("runs", {}, ["empty"]),
         (f"{RUN}.system", "nope", ["'nope'", "fashion-ddim"]),
         (f"{RUN}.variant", "nope", ["'nope'", "w8a8"]),
@@ -210,6 +217,25 @@ def test_any_content_is_one_line(file: Path, content: str | bytes) -> None:
     with pytest.raises(InputError) as caught:
         params.load(file)
     assert "\n" not in str(caught.value)
+
+
+def test_dvc_reads_the_same() -> None:
+    """Its hashes are of what it reads; PyYAML alone takes 1e-4 for a text, and a date for no text."""
+    for text in ((ROOT / "params.yaml").read_text(), "a: 1e-4\nb: -2.5E+3\nc: .5e1\nd: 1e4x\ne: 0.1\nf: 7\ng: true\n"):
+        assert parse(text, ROOT) == parse_yaml(text, "params.yaml")
+    assert parse("day: 2026-11-29", ROOT) == {"day": "2026-11-29"}
+
+
+@QUICK
+@given(number=st.floats(allow_nan=False, allow_infinity=False))
+def test_dvc_reads_the_same_numbers(number: float) -> None:
+    assert parse(f"a: {number!r}", ROOT) == parse_yaml(f"a: {number!r}", "params.yaml") == {"a": number}
+
+
+def test_a_key_that_is_there_twice(file: Path) -> None:
+    file.write_text("pipeline:\n  systems: []\n  systems: [a]\n")
+    with pytest.raises(InputError, match=r"line 3: not valid YAML \('systems' is there twice\)"):
+        params.load(file)
 
 
 def test_missing_file(tmp_path: Path) -> None:

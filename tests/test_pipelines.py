@@ -292,6 +292,8 @@ def test_data_that_do_not_fit_are_refused() -> None:
         edadm.recipe("w4a8", iteration=3)
     with pytest.raises(InputError, match="rate_rounding"):
         edadm.recipe("w4a8", rate_rounding=-1.0)
+    with pytest.raises(InputError, match="iterations: 'many' is not allowed; allowed: a whole number"):
+        edadm.recipe("w4a8", iterations="many")
 
 
 def test_recipes_are_those_of_the_pipeline() -> None:

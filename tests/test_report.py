@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -14,19 +15,10 @@ import pytest
 from PIL import Image
 
 from edadm.errors import InputError
-from edadm.params import (
-    CheckpointParams,
-    Params,
-    PipelineParams,
-    Recipe,
-    Reconstruction,
-    ReferenceParams,
-    Run,
-    SamplerParams,
-    SystemParams,
-)
+from edadm.params import CheckpointParams, Params, PipelineParams, Recipe, Reconstruction, Run, load
 from edadm.report import full_size, page, plots, tables
 
+ROOT = Path(__file__).parent.parent
 VARIANTS = ("fp32", "w8a8", "w4a8", "w4a8-rtn")
 FID = {"fp32": 8.0, "w8a8": 8.2, "w4a8": 9.0, "w4a8-rtn": 20.0}
 FILE_BYTES = {"fp32": 6_400_000, "w8a8": 1_660_000, "w4a8": 890_000, "w4a8-rtn": 890_000}
@@ -55,15 +47,15 @@ def make_params(variants: tuple[str, ...] = VARIANTS) -> Params:
             reconstruction=Reconstruction(method="fbr" if learned else "none"),
         )
 
-    settings = SystemParams(
-        checkpoint=CheckpointParams(source="assets/fashion-ddim", sha256="ab" * 32),
-        sampler=SamplerParams(name="ddim", steps=20, spacing="trailing"),
-        reference=ReferenceParams(extractor="garment-classifier", statistics="assets/garment-classifier/reference.npz"),
-    )
-    return Params(
+    own, checkpoint = load(ROOT / "params.yaml"), CheckpointParams(source="assets/fashion-ddim", sha256="ab" * 32)
+    return dataclasses.replace(
+        own,
         pipeline=PipelineParams(systems=["fashion-ddim"], calibrators=["tdac"], devices=["cpu"]),
-        runs={f"fashion-ddim-{variant}": Run("fashion-ddim", variant, "tdac") for variant in variants},
-        systems={"fashion-ddim": settings},
+        runs={
+            f"fashion-ddim-{variant}": Run(system="fashion-ddim", variant=variant, calibrator="tdac")
+            for variant in variants
+        },
+        systems={"fashion-ddim": dataclasses.replace(own.systems["fashion-ddim"], checkpoint=checkpoint)},
         variants={variant: recipe(variant) for variant in variants},
     )
 

@@ -1,7 +1,7 @@
 """Recipes by their short names, and what differs between two of them."""
 
 import re
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from edadm.errors import InputError
@@ -42,11 +42,11 @@ def recipe(name: str, **changes: Any) -> Recipe:
         if key not in known:
             raise InputError(f"a recipe has no field {key!r}; known: {', '.join(sorted(known))}")
         (learning if key in inner else outer)[key] = value
-    if not eight:
-        learning.setdefault("tuning", learning["iterations"] // 2)
     made = Recipe(**outer, reconstruction=Reconstruction(**learning))
     check(made, "recipe")
-    return made
+    if eight or "tuning" in learning:
+        return made
+    return replace(made, reconstruction=replace(made.reconstruction, tuning=made.reconstruction.iterations // 2))
 
 
 def flat(settings: Any, prefix: str = "") -> dict[str, Any]:

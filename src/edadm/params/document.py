@@ -9,8 +9,6 @@ from functools import cache
 from types import UnionType
 from typing import Any, get_args, get_origin
 
-import omegaconf
-
 from edadm.params import schema
 from edadm.params.kinds import TYPES
 
@@ -69,7 +67,7 @@ def _settings(kind: Any, name: str) -> tuple[type | None, str]:
             return choice, name
         if get_origin(choice) is dict and is_dataclass(get_args(choice)[1]):
             return get_args(choice)[1], f"{name}.NAME"
-        if get_origin(choice) is list and is_dataclass(get_args(choice)[0]):
+        if get_origin(choice) is tuple and is_dataclass(get_args(choice)[0]):
             return get_args(choice)[0], f"{name}[N]"
     return None, name
 
@@ -84,7 +82,7 @@ def _allowed(entry: Field) -> str:
         return allowed
     kinds = [entry.type, *get_args(entry.type)]
     named = next((TYPES[kind] for kind in kinds if kind in TYPES), "")
-    if get_origin(entry.type) in (list, tuple):
+    if get_origin(entry.type) is tuple:
         named = {"a text": "a list of names", "a whole number": "a list of whole numbers"}[named]
     elif get_origin(entry.type) is dict:
         named = "a mapping"
@@ -94,7 +92,7 @@ def _allowed(entry: Field) -> str:
 
 
 def _default(entry: Field) -> str:
-    if entry.default in (MISSING, omegaconf.MISSING):
+    if entry.default is MISSING:
         return ""
     value = entry.default
     if isinstance(value, tuple):

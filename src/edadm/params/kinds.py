@@ -2,40 +2,38 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import FrozenInstanceError, field
+from dataclasses import MISSING, field
 from typing import Any
-
-import omegaconf
 
 TYPES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 
-def checked(allowed: str, holds: Callable[[Any], bool], default: Any = omegaconf.MISSING) -> Any:
+def checked(allowed: str, holds: Callable[[Any], bool], default: Any = MISSING) -> Any:
     """A field for whose value ``holds`` must be true (of a list: for each element); ``allowed`` says that in words."""
     return field(default=default, metadata={"allowed": allowed, "holds": holds})
 
 
-def one_of(*names: str, default: Any = omegaconf.MISSING) -> Any:
+def one_of(*names: str, default: Any = MISSING) -> Any:
     """One of the names."""
     return checked(f"one of {', '.join(names)}", lambda value: value in names, default)
 
 
-def some_of(*names: str, default: Any = omegaconf.MISSING) -> Any:
+def some_of(*names: str, default: Any = MISSING) -> Any:
     """A list, not empty, of some of the names."""
     return checked(f"a list of one or more of {', '.join(names)}", lambda value: value in names, default)
 
 
-def at_least(smallest: float, default: Any = omegaconf.MISSING) -> Any:
+def at_least(smallest: float, default: Any = MISSING) -> Any:
     """A finite number not below ``smallest``."""
     return checked(f"at least {smallest}", lambda value: smallest <= value < math.inf, default)
 
 
-def above_zero(default: Any = omegaconf.MISSING) -> Any:
+def above_zero(default: Any = MISSING) -> Any:
     """A finite number above 0."""
     return checked("above 0", lambda value: 0 < value < math.inf, default)
 
 
-def between(low: float, high: float, default: Any = omegaconf.MISSING) -> Any:
+def between(low: float, high: float, default: Any = MISSING) -> Any:
     """A number from ``low`` to ``high``, both included."""
     return checked(f"from {low} to {high}", lambda value: low <= value <= high, default)
 
@@ -52,12 +50,9 @@ def bits() -> Any:
 
 
 class Settings:
-    """Read-only once made, lists as tuples.
+    """A group of settings, lists as tuples: read-only at every depth."""
 
-    By hand, because OmegaConf makes the configuration of a frozen dataclass read-only before it can be filled.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in self.__dict__:
-            raise FrozenInstanceError(f"cannot assign to field {name!r}")
-        super().__setattr__(name, tuple(value) if isinstance(value, list) else value)
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, list):
+                object.__setattr__(self, name, tuple(value))

@@ -1,18 +1,40 @@
 """params.yaml as plain containers: refused when it is no YAML, or YAML that is much larger than its text."""
 
-import io
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
 
 from edadm.errors import InputError
 
 # of the project's own file, twenty times as many values and ten times as deep
 LARGEST = 50_000
 DEEPEST = 100
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast; not every PyYAML has it
+LIBYAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast; not every PyYAML has it
+FLOAT = re.compile(r"[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$")
+
+
+class Loader(LIBYAML):
+    """PyYAML's, but for what would mislead: no key twice, and 1e-4 is a number, as for DVC; no dates."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in known if tag != "tag:yaml.org,2002:timestamp"]
+        for first, known in LIBYAML.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """PyYAML's own, but MarkedYAMLError where it would keep the last of several values."""
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
+                problem = f"{key.value!r} is there twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add((key.tag, key.value) if isinstance(key, yaml.ScalarNode) else id(key))
+        return super().construct_mapping(node, deep)
+
+
+Loader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+0123456789"))
 
 
 def text_of(path: Path) -> str:
@@ -26,15 +48,15 @@ def text_of(path: Path) -> str:
 
 
 def parse(text: str, path: Path) -> Any:
-    """The content of ``text``, which is in ``path``, as OmegaConf reads it; InputError when it cannot be used."""
+    """The content of ``text``, which is in ``path``; InputError when it cannot be used."""
     try:
         _check_size(text)
-        return OmegaConf.load(io.StringIO(text))
+        return yaml.load(text, Loader)
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise InputError(f"{path}: {line}not valid YAML ({error.problem})") from error
-    except (yaml.YAMLError, OSError, ValueError, TypeError, AttributeError, LookupError) as error:
-        # OSError: no mapping; the last four: a date without such a day, a number without digits, and so on
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError) as error:
+        # the last four: a number without digits, and so on
         raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())[:200]})") from error
 
 
@@ -46,7 +68,7 @@ def _check_size(text: str) -> None:
     """
     sizes: dict[str, int] = {}  # of what has an anchor
     counts, anchors = [0], [None]  # of each open collection, and of the file
-    for event in yaml.parse(text, Loader=LOADER):
+    for event in yaml.parse(text, Loader):
         if isinstance(event, yaml.CollectionStartEvent):
             counts.append(1)
             anchors.append(event.anchor)
@@ -60,7 +82,7 @@ def _check_size(text: str) -> None:
                 raise yaml.YAMLError(f"line {event.start_mark.line + 1}: *{event.anchor} is within itself")
             counts[-1] += sizes.get(event.anchor, 1)
         elif isinstance(event, yaml.ScalarEvent):
-            if "${" in event.value:  # OmegaConf would put another value or the environment's there, DVC would not
+            if "${" in event.value:  # as in dvc.yaml, but nobody puts anything there
                 raise yaml.YAMLError(f"line {event.start_mark.line + 1}: ${{…}} has no meaning here")
             counts[-1] += 1
         line = event.start_mark.line + 1

@@ -9,8 +9,6 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-import omegaconf
-
 from edadm.errors import InputError
 from edadm.params.kinds import Settings, above_zero, at_least, between, bits, checked, one_of, optional, some_of
 
@@ -19,36 +17,36 @@ FORMATS = ("cifar10-ddim", "bedroom-ldm4", "church-ldm8", "imagenet-ldm4", "coco
 TEXT_FILES = ("vocabulary", "merges", "captions")  # what a text-conditional format needs besides its weights
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class PipelineParams(Settings):
     """What is built."""
 
-    systems: list[str] = omegaconf.MISSING
+    systems: tuple[str, ...]
     """All of `systems`, in the order of the tables."""
-    calibrators: list[str] = some_of(*CALIBRATORS)
+    calibrators: tuple[str, ...] = some_of(*CALIBRATORS)
     """How steps are chosen for the calibration set: `tdac` (density and diversity), `uniform` (every k-th step, as
     Q-Diffusion), `normal` (normally distributed diffusion times, as PTQ4DM)."""
-    devices: list[str] = some_of("cpu")
+    devices: tuple[str, ...] = some_of("cpu")
     """Engines that are built and timed. The CUDA engine is not a stage yet: `edadm deploy --device cuda`, `edadm
     sample`."""
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class Run(Settings):
     """A row of the tables, by the name SYSTEM-VARIANT."""
 
-    system: str = omegaconf.MISSING
+    system: str
     """One of `systems`; its `fp32` run must be among the runs, since the others are measured against it."""
-    variant: str = omegaconf.MISSING
+    variant: str
     """The variant's name in paths and tables."""
-    calibrator: str = omegaconf.MISSING
+    calibrator: str
     """The calibrator whose set the variant is quantized on."""
     recipe: str | None = None
     """Of a published run, and only there: the entry of `variants` that is this variant. Elsewhere it is the one of the
     variant's own name."""
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class CheckpointParams(Settings):
     """Where a system's checkpoint comes from."""
 
@@ -63,13 +61,13 @@ def _is_file_name(value: str) -> bool:
     return value not in ("", ".", "..") and "/" not in value and value.isprintable()
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class FileParams(Settings):
     """A published file: where it comes from and how to know it; ``member`` is the file wanted of a zip."""
 
     name: str = checked("a plain file name", _is_file_name)
     """Its name in `originals/`, or in the folder that `$EDADM_CHECKPOINTS` names."""
-    sources: list[str] = checked("a list of one or more URLs or paths", bool)
+    sources: tuple[str, ...] = checked("a list of one or more URLs or paths", bool)
     """Tried in turn; what has no `://` is a path, used where it lies."""
     size: int | None = optional(at_least(1))
     """Bytes, as the publisher states."""
@@ -81,19 +79,19 @@ class FileParams(Settings):
     """The file wanted of a zip."""
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class OriginalParams(Settings):
     """A published checkpoint: what its weights are, and its files: ``weights`` and, under text, ``TEXT_FILES``."""
 
     format: str = one_of(*FORMATS)
     """Which original it is."""
-    files: dict[str, FileParams] = omegaconf.MISSING
+    files: dict[str, FileParams]
     """`weights` and, of `coco-sd14`, `vocabulary`, `merges` (CLIP's tokenizer) and `captions` (COCO's)."""
     side: int | None = optional(at_least(8))
     """Side of the pixels or latents that are drawn, the published one when left out."""
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class SamplerParams(Settings):
     """How images are drawn."""
 
@@ -110,7 +108,7 @@ class SamplerParams(Settings):
     instead of two."""
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class CalibrationParams(Settings):
     """The calibration set."""
 
@@ -131,7 +129,7 @@ class CalibrationParams(Settings):
     """Seed of the first trajectory; the next ones follow."""
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class SamplingParams(Settings):
     """The images that are measured: seeds ``seed``, ``seed + 1``, …; ``images`` says how many in each protocol."""
 
@@ -141,32 +139,32 @@ class SamplingParams(Settings):
     """Images per engine call."""
     shard: int = at_least(1)
     """Images per file, which is also the unit of parallel work and of resuming."""
-    images: dict[str, int] = omegaconf.MISSING
+    images: dict[str, int]
     """`demo`: images of the default target; `full`: of `snakemake full`."""
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class ReferenceParams(Settings):
     """The real images' statistics and the features they are in."""
 
     extractor: str = one_of("garment-classifier")
     """Feature extractor of the metrics."""
-    statistics: str = omegaconf.MISSING
+    statistics: str
     """The real images' statistics in its features."""
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class SystemParams(Settings):
     """A model with its sampler and protocol."""
 
-    checkpoint: CheckpointParams = omegaconf.MISSING
-    sampler: SamplerParams = omegaconf.MISSING
-    calibration: CalibrationParams = omegaconf.MISSING
-    sampling: SamplingParams = omegaconf.MISSING
-    reference: ReferenceParams = omegaconf.MISSING
+    checkpoint: CheckpointParams
+    sampler: SamplerParams
+    calibration: CalibrationParams
+    sampling: SamplingParams
+    reference: ReferenceParams
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class ImagesParams(Settings):
     """The real images: a published ``file`` or what lies at ``images``, both brought to ``size`` x ``size`` pixels."""
 
@@ -180,18 +178,18 @@ class ImagesParams(Settings):
     """Images, real and drawn, are brought to this size before their features are taken."""
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class PublishedSystemParams(Settings):
     """A published model with its sampler and protocol."""
 
-    checkpoint: OriginalParams = omegaconf.MISSING
-    sampler: SamplerParams = omegaconf.MISSING
-    calibration: CalibrationParams = omegaconf.MISSING
-    sampling: SamplingParams = omegaconf.MISSING
-    reference: ImagesParams = omegaconf.MISSING
+    checkpoint: OriginalParams
+    sampler: SamplerParams
+    calibration: CalibrationParams
+    sampling: SamplingParams
+    reference: ImagesParams
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class Reconstruction(Settings):
     """How the quantized weights and steps are learned."""
 
@@ -226,7 +224,7 @@ class Reconstruction(Settings):
     """Of the learning's random choices."""
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class Recipe(Settings):
     """The settings of a variant."""
 
@@ -256,46 +254,46 @@ class Recipe(Settings):
     the CPU engine then computes both products in int8. 32 leaves them in float."""
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class AblationRow(Settings):
     """A variant in the comparison of recipes."""
 
-    variant: str = omegaconf.MISSING
+    variant: str
     """Its entry in `variants`."""
     calibrator: str = one_of(*CALIBRATORS)
     """What makes its calibration set."""
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class AblationParams(Settings):
     """The comparison of recipes on one system: each is calibrated, quantized and sampled several times."""
 
-    system: str = omegaconf.MISSING
+    system: str
     """The system on which recipes are compared."""
-    repeats: list[int] = at_least(0)
+    repeats: tuple[int, ...] = at_least(0)
     """The repetitions. Each has seeds of its own for the calibration set, the reconstruction and the images; those of 0
     are the seeds that stand elsewhere in this file."""
-    calibrators: list[str] = some_of(*CALIBRATORS)
+    calibrators: tuple[str, ...] = some_of(*CALIBRATORS)
     """The calibrators of the rows."""
-    rows: list[AblationRow] = omegaconf.MISSING
+    rows: tuple[AblationRow, ...]
     """The table, in its order; `fp32` must be among the variants."""
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class PublishedParams(Settings):
     """The published systems, which no other target builds than ``paper`` and their own."""
 
     device: str = one_of("cpu")
     """The engine that draws their images."""
-    runs: dict[str, Run] = omegaconf.MISSING
+    runs: dict[str, Run]
     """A run names its recipe; the calibrator is `tdac`."""
-    systems: dict[str, PublishedSystemParams] = omegaconf.MISSING
+    systems: dict[str, PublishedSystemParams]
     """docs/published-systems.md says what they are."""
-    tools: dict[str, FileParams] = omegaconf.MISSING
+    tools: dict[str, FileParams]
     """Networks of the metrics: `inception`, `clip`."""
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class EngineParams(Settings):
     """How the integer engine computes."""
 
@@ -311,7 +309,7 @@ class EngineParams(Settings):
     so do more on the same cores than one of them with more threads."""
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class MetricsParams(Settings):
     """Settings of the quality metrics."""
 
@@ -323,17 +321,17 @@ class MetricsParams(Settings):
     """k of precision and recall: an image is within reach of its k nearest."""
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class LatencyParams(Settings):
     """Settings of the speed measurement."""
 
     rounds: int = at_least(1)
     """Interleaved rounds of each timing."""
-    batches: list[int] = at_least(1)
+    batches: tuple[int, ...] = at_least(1)
     """Batch sizes."""
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class LimitParams(Settings):
     """What the machine has to give; nothing here changes a result."""
 
@@ -342,21 +340,21 @@ class LimitParams(Settings):
     files in the scratch folder."""
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class Params(Settings):
     """The whole file."""
 
-    pipeline: PipelineParams = omegaconf.MISSING
-    runs: dict[str, Run] = omegaconf.MISSING
-    systems: dict[str, SystemParams] = omegaconf.MISSING
-    variants: dict[str, Recipe] = omegaconf.MISSING
-    ablation: AblationParams = omegaconf.MISSING
-    engine: EngineParams = omegaconf.MISSING
-    metrics: MetricsParams = omegaconf.MISSING
-    latency: LatencyParams = omegaconf.MISSING
-    train: dict[str, Any] = omegaconf.MISSING
+    pipeline: PipelineParams
+    runs: dict[str, Run]
+    systems: dict[str, SystemParams]
+    variants: dict[str, Recipe]
+    ablation: AblationParams
+    engine: EngineParams
+    metrics: MetricsParams
+    latency: LatencyParams
+    train: dict[str, Any]
     """How the committed checkpoints under `assets/` were trained."""
-    published: PublishedParams = omegaconf.MISSING
+    published: PublishedParams
     limits: LimitParams = field(default_factory=LimitParams)
     device: str = one_of("cpu", "cuda", default="cpu")
     """Where calibration, reconstruction and `edadm train` compute; results differ by round-off."""
