@@ -1,14 +1,16 @@
 """Quantizers and simulated layers against PyTorch's own fake quantization, brute force and exact cases."""
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from edadm.quantization.layers import SimulatedLayer, SplitShortcut
 from edadm.quantization.quantizer import (
     MSE_POWER,
+    TINY,
     activation_range,
     coin_flips,
     fake_quantize,
@@ -110,6 +112,29 @@ def test_activation_range_matches_a_brute_force_search() -> None:
             step = (high * j / 40 - low * i / 40) / 15
             candidates.append(error(step, round(-low * i / 40 / step)))
     assert error(scale, zero_point) <= min(candidates) * 1.02
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 300), st.integers(0, 10**6), st.floats(-3, 3), st.integers(2, 8))
+def test_no_grid_of_the_search_is_better(bins: int, seed: int, smallest: float, bits: int) -> None:
+    """Against every pair of ends, in NumPy: most of them are ruled out by a few of the bins."""
+    largest, levels = smallest + 2.0, 2**bits - 1
+    counts = np.random.default_rng(seed).poisson(np.geomspace(1e4, 1e-2, bins))
+    found = activation_range(torch.from_numpy(counts).float(), smallest, largest, bits, "mse")
+    centres = smallest + 2.0 / bins * (np.arange(bins) + 0.5)
+
+    def error(scale: float, zero_point: float) -> float:
+        rounded = scale * (np.clip(np.round(centres / scale) + zero_point, 0, levels) - zero_point)
+        return counts @ np.abs(centres - rounded) ** MSE_POWER
+
+    shrinks = np.arange(1, 41, dtype=np.float32) / 40
+    low, high = (
+        (shrinks * np.float32(end) if end else np.zeros(1, np.float32)) for end in (min(smallest, 0), max(largest, 0))
+    )
+    steps = np.maximum((high[None] - low[:, None]) / levels, np.float32(TINY))
+    zeros = np.clip(np.round(-low[:, None] / steps), 0, levels)
+    best = min(map(error, steps.ravel().astype(float), zeros.ravel()))
+    assert error(*found) <= best * 1.001 + 1e-9 * counts.sum()  # what is rounded in float32
 
 
 @pytest.mark.parametrize("bits", [4, 8])
