@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, Field, asdict, fields, is_dataclass
 from numbers import Integral, Real
 from types import UnionType
-from typing import Any, get_args, get_origin
+from typing import Any, NoReturn, get_args, get_origin
 
 from edadm.errors import InputError
 from edadm.params.kinds import TYPES
@@ -26,8 +26,10 @@ def structured(kind: Any, content: Any, key: str = "", allowed: str = "") -> Any
         return _group(kind, content, key)
     if get_origin(kind) is dict:
         _must_be_mapping(content, key)
-        named = {name if isinstance(name, str) else _refuse(key, name, "names"): each for name, each in content.items()}
-        return {name: structured(get_args(kind)[1], each, _within(key, name)) for name, each in named.items()}
+        for name in content:
+            if not isinstance(name, str):
+                _refuse(key, name, "names")
+        return {name: structured(get_args(kind)[1], each, _within(key, name)) for name, each in content.items()}
     if get_origin(kind) is tuple:
         if not isinstance(content, list | tuple):
             _refuse(key, content, allowed or "a list")
@@ -75,10 +77,10 @@ def _leaf(kind: type, content: Any, key: str, allowed: str) -> Any:
             return kind(content)
     except OverflowError:  # a whole number beyond what a float holds
         pass
-    return _refuse(key, content, ", ".join(filter(None, (TYPES[kind], allowed))))
+    _refuse(key, content, ", ".join(filter(None, (TYPES[kind], allowed))))
 
 
-def _refuse(key: str, content: Any, allowed: str) -> None:
+def _refuse(key: str, content: Any, allowed: str) -> NoReturn:
     raise InputError(f"{key}: {content!r} is not allowed; allowed: {allowed}")
 
 
