@@ -82,11 +82,11 @@ def weight_scale(weight: Tensor, bits: int, ranges: str) -> Tensor:
     widest = torch.maximum(flat.amax(1) / high, flat.amin(1) / low).clamp_min(TINY)
     if ranges == "minmax":
         return widest
-    best_error, best = torch.full_like(widest, torch.inf), widest
+    best_error, best, apart = torch.full_like(widest, torch.inf), widest, torch.empty_like(flat)
     for shrink in torch.arange(1, SHRINKS + 1) / SHRINKS:
         scale = widest * shrink
-        rounded = (flat / scale[:, None]).round().clamp(low, high) * scale[:, None]
-        error = (flat - rounded).abs().pow(MSE_POWER).sum(1)
+        torch.div(flat, scale[:, None], out=apart).round_().clamp_(low, high).mul_(scale[:, None])
+        error = torch.sub(flat, apart, out=apart).abs_().pow_(MSE_POWER).sum(1)
         better = error < best_error
         best_error, best = torch.where(better, error, best_error), torch.where(better, scale, best)
     return best
