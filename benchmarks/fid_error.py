@@ -14,6 +14,7 @@ import click
 import numpy as np
 
 from edadm import params
+from edadm.errors import InputError
 from edadm.evaluation import extractor as extractors
 from edadm.evaluation import reference as references
 from edadm.evaluation import samples
@@ -50,13 +51,11 @@ def standard_error(added: np.ndarray) -> float:
     return added.std() / len(added) ** 0.5
 
 
-@click.command()
-@click.argument("system")
-def main(system: str) -> None:
-    """Print the table of SYSTEM."""
+def measured(system: str) -> dict[str, tuple[float, np.ndarray]]:
+    """FID of each run of a system, and what each image adds to it; InputError where there is nothing to measure."""
     loaded, results = params.load("params.yaml"), Path("results", system)
     if system not in loaded.systems:
-        raise click.ClickException(f"unknown system {system!r}; of params.yaml: {', '.join(loaded.systems)}")
+        raise InputError(f"unknown system {system!r}; of params.yaml: {', '.join(loaded.systems)}")
     settings = loaded.systems[system]
     real = references.load(results / "reference.npz")
     extractor = extractors.create(settings.reference.extractor, Path(settings.reference.statistics).parent)
@@ -67,6 +66,17 @@ def main(system: str) -> None:
             features = extract(extractor, samples.batches(drawn, BATCH))
             added = influence(features.pooled.double().numpy(), real.statistics)
             found[run.variant] = frechet(features.statistics, real.statistics), added
+    return found
+
+
+@click.command()
+@click.argument("system")
+def main(system: str) -> None:
+    """Print the table of SYSTEM."""
+    try:
+        found = measured(system)
+    except InputError as error:
+        raise click.ClickException(str(error)) from error
     first, added_first = found["fp32"]
     click.echo("| run | images | FID | FID / fp32 |\n|---|---|---|---|")
     for variant, (fid, added) in found.items():
