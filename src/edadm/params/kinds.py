@@ -50,7 +50,7 @@ def bits() -> Any:
 
 
 class Settings:
-    """A group of settings, lists as tuples: read-only at every depth."""
+    """A group of settings, whose lists become tuples."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

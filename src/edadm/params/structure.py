@@ -51,11 +51,12 @@ def _group(kind: type, content: Any, key: str) -> Any:
             raise InputError(f"{_within(key, name)}: unknown key; known here: {', '.join(known)}")
     values = {}
     for name, entry in known.items():
+        inner = _within(key, name)
         if name in content:
-            values[name] = structured(entry.type, content[name], _within(key, name), entry.metadata.get("allowed", ""))
-            _must_hold(entry, values[name], _within(key, name))
+            values[name] = structured(entry.type, content[name], inner, entry.metadata.get("allowed", ""))
+            _must_hold(entry, values[name], inner)
         elif entry.default is MISSING and entry.default_factory is MISSING:
-            raise InputError(f"{_within(key, name)}: is missing")
+            raise InputError(f"{inner}: is missing")
     return kind(**values)
 
 
