@@ -188,6 +188,27 @@ def test_every_layer_of_the_network_is_exact(folders, variant):
     assert errors.keys() == inputs.keys() and max(errors.values()) <= 1e-6, errors
 
 
+@pytest.mark.parametrize(("scale", "zero"), [(0.037, 128), (0.0113, 77), (0.25, 200), (0.0031, 40)])
+def test_a_zero_point_added_first_is_how_openvino_rounds(scale, zero):
+    """Values a hundred-thousandth of a step from a tie: on which side float32 sees them, against float64."""
+    scale = float(np.float32(scale))
+    generator = np.random.default_rng(0)
+    steps = generator.integers(-30, 30, 20000) + 0.5 + generator.uniform(-1e-5, 1e-5, 20000)
+    x = (steps * scale).astype(np.float32)
+    wanted = np.clip(np.round(x.astype(np.float64) / scale) + zero, 0, 255)
+    port = op.parameter(x.shape, np.float32)
+    ends = (np.float32(value) for value in (-zero * scale, (255 - zero) * scale, 0, 255))
+    graph = ov.Model([op.fake_quantize(port, *ends, 256)], [port])
+    found = {"openvino": cpu.compile_graph(ov.Core(), graph, "f32", threads=1)([x])[0]}
+    layer = IntegerLayer(8, torch.ones(1, 1, dtype=torch.int8), torch.ones(1), None, scale, zero)
+    for name, first in (("first", True), ("last", False)):
+        rounded = verify.Simulation(layer, zero_first=first)(torch.from_numpy(x)[:, None])[:, 0]
+        found[name] = (rounded / scale).round().numpy() + zero
+    wrong = {name: (integers != wanted).mean() for name, integers in found.items()}
+    assert all(np.abs(integers - wanted).max() <= 1 for integers in found.values())
+    assert wrong["last"] < 0.05 and 0.5 < wrong["first"] / wrong["openvino"] < 2 and wrong["openvino"] > 0.1, wrong
+
+
 @pytest.mark.parametrize("variant", ["w4a8", "w8a8"])
 def test_network_is_int8_and_within_the_round_off_floor(folders, variant):
     layers = len(checkpoint.load(folders / variant).layers)
@@ -201,7 +222,7 @@ def test_network_is_int8_and_within_the_round_off_floor(folders, variant):
     assert found["worst_layer_error"] <= 1e-6
     # one integer that round-off moves by one changes an image by a few percent: the simulation shows how often
     assert 0 < found["floor"] < 0.02
-    assert found["engine_to_reference"] <= 2 * found["floor"]
+    assert found["engine_to_reference"] <= found["floor"]
 
 
 def test_most_images_agree_to_the_last_digits(folders):

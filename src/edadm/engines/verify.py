@@ -28,20 +28,27 @@ TOGETHER = 16  # layers in one graph: each compilation takes its time, and the i
 
 
 class Simulation(nn.Module):
-    """A layer with fake quantization, as during reconstruction; its sums are carried by ``dtype``."""
+    """A layer with fake quantization, as during reconstruction; its sums are carried by ``dtype``.
 
-    def __init__(self, layer: IntegerLayer, dtype: torch.dtype = torch.float32) -> None:
+    With ``zero_first`` the zero point is added before the rounding, as OpenVINO's FakeQuantize does, and not after it:
+    the same but for round-off, which of a small value is then that of its sum with the zero point.
+    """
+
+    def __init__(self, layer: IntegerLayer, dtype: torch.dtype = torch.float32, zero_first: bool = False) -> None:
         super().__init__()
-        self.layer, self.dtype = layer, dtype
+        self.layer, self.dtype, self.zero_first = layer, dtype, zero_first
         self.weight = (layer.weight * layer.weight_scale.reshape(-1, *[1] * (layer.weight.dim() - 1))).to(dtype)
         self.bias = None if layer.bias is None else layer.bias.to(dtype)
 
     def forward(self, x: Tensor, *_: Any) -> Tensor:
         """X float32 in the layer's input layout."""
         layer = self.layer
-        x = torch.fake_quantize_per_tensor_affine(
-            x, layer.input_scale, layer.input_zero_point, 0, 2**layer.input_bits - 1
-        ).to(self.dtype)
+        scale, zero, greatest = layer.input_scale, layer.input_zero_point, 2**layer.input_bits - 1
+        if self.zero_first:
+            x = (torch.round(x * (1 / scale) + zero).clamp(0, greatest) - zero) * scale
+        else:
+            x = torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, greatest)
+        x = x.to(self.dtype)
         if layer.is_convolution:
             return F.conv2d(x, self.weight, self.bias, *layer.geometry).float()
         return F.linear(x, self.weight, self.bias).float()
@@ -103,7 +110,8 @@ def verify(quantized: Path, engine: Path, x: Tensor, *rest: Tensor, threads: int
     ``worst_layer_error`` is the largest of :func:`layer_errors`. The other numbers are :func:`relative_error` of whole
     outputs. They cannot be 0: where sums in another order move a value over a rounding tie, an integer changes, and
     every later layer sees it. ``floor`` is how far that takes the simulation from itself: the largest difference
-    between any two of three computations of it, with oneDNN's float32 kernels, PyTorch's own, and float64 sums.
+    between any two of three computations of it: with oneDNN's float32 kernels, with PyTorch's own, and with float64
+    sums and the zero points added first.
     """
     loaded = checkpoint.load(quantized)
     if read_json(Path(engine) / "engine.json").get("quantized_sha256") != checkpoint.fingerprint(quantized):
@@ -112,13 +120,13 @@ def verify(quantized: Path, engine: Path, x: Tensor, *rest: Tensor, threads: int
     errors = layer_errors(loaded.layers, integers)
     compiled = cpu.load(engine, min(len(x), BATCH), threads=threads)
     in_int8, total = cpu.int8_layers(*compiled.compiled)
-    simulation, precise = (
-        reference.as_function(checkpoint.build_unet(loaded, partial(Simulation, dtype=dtype)))
-        for dtype in (torch.float32, torch.float64)
+    simulation, other = (
+        reference.as_function(checkpoint.build_unet(loaded, make_layer))
+        for make_layer in (Simulation, partial(Simulation, dtype=torch.float64, zero_first=True))
     )
     expected, simulated = reference.load(quantized)(x, *rest), simulation(x, *rest)
     with without_onednn():
-        computed = [simulated, simulation(x, *rest), precise(x, *rest)]
+        computed = [simulated, simulation(x, *rest), other(x, *rest)]
     found = compiled(x, *rest)
     worst = max(errors, key=errors.get, default=None)
     return {
