@@ -56,12 +56,11 @@ def main(path: Path) -> None:
         rows = compare(read_json(path))
     except InputError as error:
         raise click.ClickException(str(error)) from error
-    apart = [row for row in rows if abs(row[1] - row[2]) > row[3]]
-    for row in rows:
-        what, found, figure, tolerance = row
-        click.echo(
-            f"{what:32s} {found:7.2f}   figure {figure:5.2f} ± {tolerance:.2f}{'   APART' if row in apart else ''}"
-        )
+    apart = 0
+    for what, found, figure, tolerance in rows:
+        fits = abs(found - figure) <= tolerance
+        apart += not fits
+        click.echo(f"{what:32s} {found:7.2f}   figure {figure:5.2f} ± {tolerance:.2f}{'' if fits else '   APART'}")
     sys.exit(1 if apart else 0)
 
 

@@ -1,13 +1,12 @@
 """benchmarks/compression.py: the files of an embedded system beside the arithmetic."""
 
 import csv
-import importlib
 from pathlib import Path
 
+import compression
+import full_size
 import pytest
 from command_line import call
-
-ROOT = Path(__file__).parent.parent
 
 
 def run(*words: str) -> None:
@@ -17,9 +16,8 @@ def run(*words: str) -> None:
 
 def test_the_files_of_both_networks_are_as_large_as_their_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "sizes.csv"
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    monkeypatch.setattr(importlib.import_module("full_size"), "run", run)
-    importlib.import_module("compression").main(["fashion-ldm", "--out", str(out)], standalone_mode=False)
+    monkeypatch.setattr(full_size, "run", run)
+    compression.main(["fashion-ldm", "--out", str(out)], standalone_mode=False)
     rows = {row.pop("variant"): row for row in csv.DictReader(out.open())}
     assert list(rows) == ["fp32", "w8a8", "w4a8"]
     for variant in ("w8a8", "w4a8"):

@@ -1,20 +1,11 @@
 """benchmarks/fid_error.py against FID without each image in turn, and against FID of other images."""
 
-import importlib
-from pathlib import Path
-from types import ModuleType
-
+import fid_error
 import numpy as np
 import pytest
 
 from edadm.evaluation.features import Statistics
 from edadm.evaluation.metrics import frechet
-
-
-@pytest.fixture
-def fid_error(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
-    return importlib.import_module("fid_error")
 
 
 def statistics(features: np.ndarray) -> Statistics:
@@ -32,7 +23,7 @@ def draw(n: int, seed: int) -> np.ndarray:
 REAL = statistics(np.random.default_rng(9).normal(size=(5000, 4)))
 
 
-def test_an_image_adds_what_fid_loses_without_it(fid_error: ModuleType) -> None:
+def test_an_image_adds_what_fid_loses_without_it() -> None:
     features, n = draw(400, seed=0), 400
     fid = frechet(statistics(features), REAL)
     without = np.array([frechet(statistics(np.delete(features, k, 0)), REAL) for k in range(n)])
@@ -41,7 +32,7 @@ def test_an_image_adds_what_fid_loses_without_it(fid_error: ModuleType) -> None:
     assert np.isclose(fid_error.influence(features, REAL).mean(), 0, atol=1e-12)
 
 
-def test_the_error_is_the_spread_over_other_images(fid_error: ModuleType) -> None:
+def test_the_error_is_the_spread_over_other_images() -> None:
     """Of FID, and of the difference of two that come of the same draws."""
     fids, differences = [], []
     for seed in range(400):
@@ -54,7 +45,7 @@ def test_the_error_is_the_spread_over_other_images(fid_error: ModuleType) -> Non
     assert fid_error.standard_error(changed - added) == pytest.approx(np.std(differences), rel=0.2)
 
 
-def test_features_that_never_vary(fid_error: ModuleType) -> None:
+def test_features_that_never_vary() -> None:
     features = np.hstack([draw(300, seed=0), np.zeros((300, 2))])
     real = np.hstack([draw(300, seed=1), np.zeros((300, 2))])
     found = fid_error.influence(features, statistics(real))

@@ -1,30 +1,22 @@
 """benchmarks/latency.py: the recipes it times, its table, and one system for real (slow)."""
 
-import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from unittest.mock import Mock
 
 import click
+import latency
 import pytest
 import yaml
 
 from edadm import params
 
 ROOT = Path(__file__).parent.parent
-BENCHMARKS = ROOT / "benchmarks"
 
 
-@pytest.fixture
-def latency(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("latency")
-
-
-def test_the_timed_recipes_are_the_systems_own_without_learning(latency: ModuleType, tmp_path: Path) -> None:
+def test_the_timed_recipes_are_the_systems_own_without_learning(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     for system in latency.SYSTEMS:
         path.write_text(yaml.safe_dump(latency.settings(system)))
@@ -39,7 +31,7 @@ def row(system: str, configuration: str, batch: int, ms: float) -> dict:
     return {"system": system, "configuration": configuration, "batch": batch, "median_ms": ms}
 
 
-def test_what_is_measured_replaces_its_rows_and_no_others(latency: ModuleType, tmp_path: Path) -> None:
+def test_what_is_measured_replaces_its_rows_and_no_others(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     old = [row("church-ldm8", "a", 1, 5.0), row("cifar10-ddim", "a", 1, 7.0), row("cifar10-ddim", "a", 8, 9.0)]
     systems = {"church-ldm8": {"gmac": 3}, "cifar10-ddim": {"gmac": 1, "commands": {"1": "old", "8": "old"}}}
@@ -51,7 +43,7 @@ def test_what_is_measured_replaces_its_rows_and_no_others(latency: ModuleType, t
     assert found["systems"] == systems | {"cifar10-ddim": {"gmac": 2, "commands": {"1": "new", "8": "old"}}}
 
 
-def test_the_table_divides_by_our_row(latency: ModuleType, tmp_path: Path) -> None:
+def test_the_table_divides_by_our_row(tmp_path: Path) -> None:
     medians = {"pytorch-fp32-eager": 80.0, "openvino-fp32": 30.0, "nncf-int8": 25.0, "edadm-w8a8": 20.0}
     rest = {"threads": 4, "min_ms": 1.0, "rounds": 9, "load_s": 1.0, "peak_mib": 1.0, "file_mb": None}
     rows = [row("coco-sd14", name, 2, ms) | rest for name, ms in medians.items()]
@@ -72,19 +64,17 @@ def test_the_table_divides_by_our_row(latency: ModuleType, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("page", "measured"), [("README.md", "latency-cpu.json"), ("docs/latency.md", "latency-avx2.json")]
 )
-def test_the_pages_show_what_was_measured(latency: ModuleType, page: str, measured: str) -> None:
+def test_the_pages_show_what_was_measured(page: str, measured: str) -> None:
     assert latency.summary(latency.OUT.with_name(measured)) in (ROOT / page).read_text()
 
 
-def test_a_configuration_that_fails_is_left_out_and_said(latency: ModuleType, tmp_path: Path) -> None:
+def test_a_configuration_that_fails_is_left_out_and_said(tmp_path: Path) -> None:
     one = latency.Process("edadm-w8a8", tmp_path, 1, 1)  # an empty folder
     assert "engine.json: no such file" in one.loaded["failed"]
     one.end()
 
 
-def test_with_too_little_memory_all_processes_end(
-    latency: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_with_too_little_memory_all_processes_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     process = Mock(loaded={"load_s": 1.0})
     monkeypatch.setattr(latency, "Process", lambda *_: process)
     monkeypatch.setattr(latency, "FREE", 2**40)

@@ -14,14 +14,9 @@ ROOT = Path(__file__).parent.parent
 def curves() -> dict:
     """The shape that method.md A.5 describes, drawn with straight lines; steps 100 to 1."""
     steps = np.arange(100, 0, -1)
-
-    def line(**points: float) -> np.ndarray:
-        places = sorted((int(place[1:]), value) for place, value in points.items())
-        return np.interp(steps, *zip(*places, strict=True))
-
-    diversity = line(s100=1.0, s75=0.1, s52=0.0, s48=0.0, s1=0.3)
-    density = line(s100=0.0, s90=0.05, s42=1.0, s38=1.0, s3=0.0, s1=0.08)
-    counts = line(s100=17, s76=5, s42=15, s38=15, s6=4, s1=5).round()
+    diversity = np.interp(steps, (1, 48, 52, 75, 100), (0.3, 0, 0, 0.1, 1))
+    density = np.interp(steps, (1, 3, 38, 42, 90, 100), (0.08, 0, 1, 1, 0.05, 0))
+    counts = np.interp(steps, (1, 6, 38, 42, 76, 100), (5, 4, 15, 15, 5, 17)).round()
     described = {"density": density.tolist(), "diversity": diversity.tolist(), "counts": counts.tolist()}
     return {"calibrator": "tdac", "steps": 100, "samples": 1024} | described
 
