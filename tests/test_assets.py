@@ -13,7 +13,7 @@ from edadm.errors import InputError
 from edadm.evaluation import reference
 from edadm.evaluation.garment_classifier import GarmentClassifier
 from edadm.files import sha256
-from edadm.systems import fashion_mnist, system
+from edadm.systems import fashion_mnist, folder, system
 from edadm.training.classifier import accuracy
 
 ROOT = Path(__file__).parent.parent
@@ -30,7 +30,7 @@ def test_hashes_are_those_of_the_list() -> None:
     for expected, name in lines:
         assert sha256(ROOT / "assets" / name) == expected, name
     for settings in params.load(ROOT / "params.yaml").systems.values():
-        assert system.weights_sha256(ROOT / settings.checkpoint.source) == settings.checkpoint.sha256
+        assert folder.weights_sha256(ROOT / settings.checkpoint.source) == settings.checkpoint.sha256
 
 
 @pytest.mark.parametrize("name", params.load(ROOT / "params.yaml").systems)

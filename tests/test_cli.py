@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from edadm.cli import build
 from edadm.files import sha256
-from edadm.systems.system import WEIGHTS, weights_sha256
+from edadm.systems.folder import WEIGHTS, weights_sha256
 
 ROOT = Path(__file__).parent.parent
 SYSTEM = "fashion-ddim"

@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from edadm.errors import InputError
+from edadm.systems.folder import weights_sha256
 from edadm.systems.originals import KINDS, convert, parameter_counts, random_checkpoint
 from edadm.systems.originals.architectures import Widths
-from edadm.systems.system import load, load_unet, weights_sha256
+from edadm.systems.system import load, load_unet
 
 LATENT = tuple(kind for kind in KINDS if kind != "cifar10-ddim")
 # U-Nets: counted on the original code; autoencoders with encoder and code book, the text model without its buffer

@@ -1,5 +1,7 @@
 """Sampling: an image depends on its seed alone, shards resume, foreign shards are not taken."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +13,9 @@ from diffusers import DDIMScheduler
 
 from edadm.errors import InputError
 from edadm.evaluation import samples, sampling
+from edadm.evaluation.shards import Shards, fingerprint
 from edadm.params import SamplerParams, SamplingParams
-from edadm.systems.samplers import Diffusion
+from edadm.systems.samplers import Diffusion, Network
 from edadm.systems.system import System, load, load_unet
 
 PIXELS = System((1, 8, 8), Diffusion.from_scheduler(DDIMScheduler(clip_sample=True)), None, None)
@@ -23,16 +26,24 @@ def network(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
 
 
 def run(
-    tmp_path: Path, batch: int = 4, shard: int = 8, images: int = 20, mark: str = "m", **rest: object
+    tmp_path: Path,
+    batch: int = 4,
+    shard: int = 8,
+    images: int = 20,
+    mark: str = "m",
+    only: str | None = None,
+    network: Network = network,
 ) -> np.ndarray:
     settings = SamplingParams(seed=50, batch=batch, shard=shard, images={"demo": images, "full": images})
     sampler = SamplerParams(name="ddim", steps=5, spacing="leading", eta=1.0)
-    load = rest.pop("load", lambda: network)
-    scratch, out = tmp_path / "scratch", tmp_path / "out"
-    sampling.run(load, PIXELS, sampler, settings, images, mark, scratch, out, **rest)
-    if not out.exists():
+    shards = Shards(settings, images, mark, tmp_path / "scratch")
+    for number in shards.missing(only):
+        sampling.make_shard(network, PIXELS, sampler, shards, number)
+    if only is not None:
+        assert shards.missing(only) == []
         return np.empty(0)
-    opened = samples.open_folder(out)
+    shards.gather(tmp_path / "out")
+    opened = samples.open_folder(tmp_path / "out")
     return np.concatenate(list(samples.batches(opened, 3)))
 
 
@@ -49,12 +60,12 @@ def test_an_image_depends_on_its_seed_alone(tmp_path: Path) -> None:
 def test_scattered_shards_give_the_same_images(tmp_path: Path) -> None:
     expected = run(tmp_path / "whole")
     for index in (2, 0, 1):
-        assert len(run(tmp_path / "scattered", only=(index, 3))) == 0
+        run(tmp_path / "scattered", only=f"{index}/3")
 
-    def refuse() -> None:
+    def refuse(*_: torch.Tensor) -> None:
         raise AssertionError("nothing was left to draw")
 
-    assert np.array_equal(run(tmp_path / "scattered", load=refuse), expected)
+    assert np.array_equal(run(tmp_path / "scattered", network=refuse), expected)
     assert not (tmp_path / "scattered" / "scratch").exists()
 
 
@@ -70,16 +81,16 @@ def test_a_killed_run_keeps_its_finished_shards(tmp_path: Path) -> None:
         return network(x, t)
 
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "killed", load=lambda: dying)
+        run(tmp_path / "killed", network=dying)
     assert sorted(path.name for path in (tmp_path / "killed" / "scratch").iterdir()) == ["shard-0000.npz"]
     assert not (tmp_path / "killed" / "out").exists()
     calls = -100
-    assert np.array_equal(run(tmp_path / "killed", load=lambda: dying), expected)
+    assert np.array_equal(run(tmp_path / "killed", network=dying), expected)
     assert calls == -100 + 3 * 5  # 12 images in batches of 4 are left, of 5 steps each
 
 
 def test_shards_of_another_engine_are_made_again(tmp_path: Path) -> None:
-    run(tmp_path, only=(0, 3), mark="other")
+    run(tmp_path, only="0/3", mark="other")
     expected = run(tmp_path / "whole")
     assert np.array_equal(run(tmp_path), expected)
 
@@ -92,11 +103,11 @@ def test_the_fingerprint_follows_what_the_images_depend_on(tmp_path: Path) -> No
     sampler = SamplerParams(name="ddim", steps=5, spacing="leading", eta=0.0)
 
     def mark(**changes: object) -> str:
-        return sampling.fingerprint(engine, checkpoint, replace(sampler, **changes), settings, {"body": "f32"})
+        return fingerprint(engine, checkpoint, replace(sampler, **changes), settings, {"body": "f32"})
 
     first = mark()
     assert mark() == first
-    assert sampling.fingerprint(engine, checkpoint, sampler, settings, {"body": "bf16"}) != first
+    assert fingerprint(engine, checkpoint, sampler, settings, {"body": "bf16"}) != first
     assert len({first, mark(steps=6), mark(name="plms"), mark(guidance=2.0)}) == 4
     for path in (
         engine / "model.bin",
@@ -123,9 +134,11 @@ def test_a_latent_conditional_system(tmp_path: Path, sampler: str, guidance: flo
 
     def images(name: str, batch: int) -> np.ndarray:
         settings = SamplingParams(seed=7, batch=batch, shard=5, images={"demo": 10, "full": 10})
-        out = tmp_path / name
-        sampling.run(lambda: counted, drawn, chosen, settings, 10, "m", tmp_path / "scratch", out)
-        opened = samples.open_folder(out, range(7, 17))
+        shards = Shards(settings, 10, "m", tmp_path / "scratch")
+        for number in shards.missing():
+            sampling.make_shard(counted, drawn, chosen, shards, number)
+        shards.gather(tmp_path / name)
+        opened = samples.open_folder(tmp_path / name, range(7, 17))
         assert opened.labels.tolist() == [seed % 3 for seed in range(7, 17)]
         return np.concatenate(list(samples.batches(opened, 10)))
 
@@ -153,7 +166,23 @@ def test_guidance_changes_the_image_and_needs_a_condition(tmp_path: Path) -> Non
         last(PIXELS, 3.0)
 
 
-@pytest.mark.parametrize("only", [(3, 3), (0, 2), (-1, 3)])
-def test_a_shard_that_does_not_exist_is_one_line(tmp_path: Path, only: tuple[int, int]) -> None:
-    with pytest.raises(InputError, match="this set has 3 shards"):
+@pytest.mark.parametrize("only", ["3/3", "0/2", "-1/3", "1", "a/b"])
+def test_a_shard_that_does_not_exist_is_one_line(tmp_path: Path, only: str) -> None:
+    with pytest.raises(InputError, match=f"--shard {only}: (this set has 3 shards|give it as I/N)"):
         run(tmp_path, only=only)
+
+
+def test_gathering_needs_no_library_that_takes_seconds() -> None:
+    imported = "import sys; from edadm.evaluation import shards; from edadm.systems import folder; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", imported], check=True, capture_output=True, text=True).stdout.split()
+    assert {"torch", "diffusers", "openvino", "edadm.evaluation.samples"}.intersection(found) == {
+        "edadm.evaluation.samples"
+    }
+
+
+def test_drawing_needs_no_network_of_diffusers() -> None:
+    """Its networks bring 3,000 modules, which take longer than PyTorch."""
+    imported = "import sys, edadm.systems.system, edadm.evaluation.sampling, edadm.engines.cpu; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", imported], check=True, capture_output=True, text=True).stdout.split()
+    assert "diffusers" in found
+    assert not {"diffusers.models.unets", "diffusers.models.autoencoders", "transformers"}.intersection(found)

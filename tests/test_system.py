@@ -12,7 +12,8 @@ from edadm.errors import InputError
 from edadm.params import CheckpointParams
 from edadm.systems import class_embedder
 from edadm.systems.class_embedder import ClassEmbedder
-from edadm.systems.system import fetch_checkpoint, load, load_unet, weights_sha256
+from edadm.systems.folder import fetch, weights_sha256
+from edadm.systems.system import load, load_unet
 
 
 @pytest.fixture
@@ -26,12 +27,12 @@ def test_the_hash_is_the_one_that_a_shell_finds(source: Path, tmp_path: Path) ->
     assert weights_sha256(source) == expected
     (source / "notes").mkdir()
     (source / "notes" / "README").write_text("not a part")
-    fetch_checkpoint(CheckpointParams(source=str(source), sha256=expected), tmp_path / "out")
+    fetch(CheckpointParams(source=str(source), sha256=expected), tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["class_embedder", "scheduler", "unet", "vae"]
     weights = source / "vae" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with pytest.raises(InputError, match="SHA-256"):
-        fetch_checkpoint(CheckpointParams(source=str(source), sha256=expected), tmp_path / "again")
+        fetch(CheckpointParams(source=str(source), sha256=expected), tmp_path / "again")
     assert not (tmp_path / "again").exists()
 
 

@@ -257,7 +257,8 @@ PLUMBING = {SOURCE / name for name in ("__init__.py", "_torchvision.py", "errors
 PLUMBING |= set((SOURCE / "params").glob("*.py"))
 UNUSED = {
     "train": {"evaluation/samples.py"},
-    "checkpoint": {"systems/class_embedder.py", "systems/samplers.py", "systems/text.py", "unets.py"},
+    "checkpoint": {"systems/class_embedder.py", "systems/text.py", "unets.py"},
+    "calibration": {"evaluation/shards.py"},
     "reconstruction": {
         "systems/class_embedder.py",
         "systems/samplers.py",

@@ -8,13 +8,15 @@ afterwards.
 from collections.abc import Mapping
 from typing import Any
 
-from diffusers import UNet2DConditionModel, UNet2DModel
+import diffusers
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from edadm.errors import InputError
 
-CLASSES = {"UNet2DModel": UNet2DModel, "UNet2DConditionModel": UNet2DConditionModel}
+# names, not classes: diffusers imports a class when it is first asked for, and that of a network takes seconds
+CLASSES = ("UNet2DModel", "UNet2DConditionModel")
+AUTOENCODERS = ("AutoencoderKL", "VQModel")  # the first stages of latent systems, which are built from the same file
 HEADS = "attention_heads"
 COUNTS = ("layers_per_block", "transformer_layers_per_block", "num_attention_heads")
 MOST_OF_COUNTS, MOST = 100, 2**20  # no network is larger; diffusers would build for hours
@@ -29,7 +31,7 @@ def build(config: Mapping[str, Any]) -> nn.Module:
     name, heads = str(settings.get("_class_name")), settings.pop(HEADS, None)
     if name not in CLASSES:
         raise InputError(f"config.json: _class_name {name!r} is not one of {', '.join(CLASSES)}")
-    unet = from_config(CLASSES[name], settings)
+    unet = from_config(name, settings)
     if heads is not None:
         unet.register_to_config(**{HEADS: heads})
         for module in unet.modules():
@@ -38,10 +40,14 @@ def build(config: Mapping[str, Any]) -> nn.Module:
     return unet
 
 
-def from_config(kind: type, config: Mapping[str, Any]) -> nn.Module:
-    """A module of diffusers from its configuration; InputError when diffusers refuses it or it is absurdly large."""
+def from_config(name: str, config: Mapping[str, Any]) -> nn.Module:
+    """The module of diffusers called ``name`` from its configuration.
+
+    InputError when diffusers refuses it or it is absurdly large.
+    """
     for key, value in config.items():
         _check_size(key, value, MOST_OF_COUNTS if key in COUNTS else MOST)
+    kind = getattr(diffusers, name)
     try:
         return kind.from_config(dict(config))
     except Exception as error:  # an attribute of None, a missing key: anything can come of a wrong type

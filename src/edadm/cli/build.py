@@ -1,5 +1,6 @@
 """The stages from a checkpoint to images."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -11,11 +12,9 @@ from edadm.cli.options import (
     PROTOCOL,
     REPEAT,
     compute_device,
-    with_evaluation_params,
     with_params,
-    with_reconstruction_params,
+    with_threads,
 )
-from edadm.errors import InputError
 from edadm.files import as_csv, atomic_write, clear, read_json, sources_sha256, write_json
 from edadm.params import Params
 
@@ -45,16 +44,18 @@ def checkpoint(params: Params, system: str, random: bool, out: Path) -> None:
     A published system's original files are downloaded first, unless they are there, and converted.
     """
     from edadm.params import OriginalParams
-    from edadm.systems import published
-    from edadm.systems.system import fetch_checkpoint
+    from edadm.systems import folder
 
     settings = params.system(system).checkpoint
+    if not random and not isinstance(settings, OriginalParams):
+        folder.fetch(settings, out)
+        return
+    from edadm.systems import published
+
     if random:
         published.build_random(published.require(settings), out)
-    elif isinstance(settings, OriginalParams):
-        published.build(settings, out)
     else:
-        fetch_checkpoint(settings, out)
+        published.build(settings, out)
 
 
 @click.command()
@@ -63,14 +64,15 @@ def checkpoint(params: Params, system: str, random: bool, out: Path) -> None:
 @click.option("--checkpoint", "folder", type=FOLDER, required=True)
 @REPEAT
 @click.option("--out", type=FILE, required=True, help="A .safetensors file; a .json of the same name goes beside it.")
-@with_params
+@with_threads("threads")
 def calibrate(params: Params, system: str, calibrator: str, folder: Path, repeat: int, out: Path) -> None:
     """Draw the calibration set of a SYSTEM with a CALIBRATOR (tdac, uniform, normal)."""
     import torch
 
     from edadm.evaluation.sampling import draw
     from edadm.quantization import calibration
-    from edadm.systems.system import WEIGHTS, load, load_unet
+    from edadm.systems.folder import WEIGHTS
+    from edadm.systems.system import load, load_unet
 
     settings = params.system(system, repeat)
     device = compute_device(params)
@@ -104,7 +106,7 @@ def calibrate(params: Params, system: str, calibrator: str, folder: Path, repeat
 @click.option("--scratch", type=FOLDER, required=True, help="Finished units are kept here until the run is complete.")
 @REPEAT
 @click.option("--out", type=FOLDER, required=True)
-@with_reconstruction_params
+@with_threads("reconstruction_threads")
 def reconstruct(
     params: Params,
     system: str,
@@ -117,7 +119,8 @@ def reconstruct(
 ) -> None:
     """Quantize a SYSTEM's U-Net as VARIANT says; a killed run goes on at the unit where it died."""
     from edadm.quantization import reconstruction
-    from edadm.systems.system import AUTOENCODER_WEIGHTS, WEIGHTS, load_autoencoder, load_unet
+    from edadm.systems.folder import AUTOENCODER_WEIGHTS, WEIGHTS
+    from edadm.systems.system import load_autoencoder, load_unet
 
     params.system(system)
     recipe = params.variant(variant, repeat)
@@ -156,7 +159,7 @@ def export(quantized: Path, form: str, out: Path) -> None:
 @click.option("--calibration", "calibration_file", type=FILE, required=True, help="Gives the inputs to compare on.")
 @click.option("--images", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--out", type=FILE, required=True)
-@with_evaluation_params
+@with_threads("evaluation_threads")
 def verify(params: Params, quantized: Path, engine: Path, calibration_file: Path, images: int, out: Path) -> None:
     """Compare an engine with exact integer arithmetic: every layer, and the whole network beside round-off."""
     from edadm.engines.verify import verify as compare
@@ -179,7 +182,7 @@ def verify(params: Params, quantized: Path, engine: Path, calibration_file: Path
 @click.option("--calibration", "calibration_file", type=FILE, required=True, help="Gives the inputs to compare on.")
 @click.option("--images", type=click.IntRange(1), default=8, show_default=True, help="Spread evenly over the steps.")
 @click.option("--out", type=FILE, required=True, help="A CSV file.")
-@with_evaluation_params
+@with_threads("evaluation_threads")
 def layer_errors(_: Params, folder: Path, quantized: Path, calibration_file: Path, images: int, out: Path) -> None:
     """Measure how far each layer's output is from full precision: signal-to-quantization-noise ratios in dB.
 
@@ -203,7 +206,7 @@ def layer_errors(_: Params, folder: Path, quantized: Path, calibration_file: Pat
 @click.option("--scratch", type=FOLDER, required=True, help="Finished shards are kept here until all are there.")
 @click.option("--out", type=FOLDER, required=True)
 @click.option("--shard", help="I/N: make only shard I of N (from 0), and leave it in the scratch folder.")
-@with_evaluation_params
+@with_params
 def sample(
     params: Params,
     system: str,
@@ -216,44 +219,35 @@ def sample(
     shard: str | None,
 ) -> None:
     """Draw a SYSTEM's images with an engine, in shards; a killed run keeps its finished shards."""
-    from dataclasses import replace
-
-    import torch
-
-    from edadm import engines
-    from edadm.evaluation import sampling
-    from edadm.quantization.autoencoder import FOLDER as VAE
-    from edadm.systems.system import load
+    from edadm.evaluation.shards import PACKAGE, Shards, fingerprint
 
     settings = params.system(system, repeat)
-    only = None
-    if shard is not None:
-        index, _, count = shard.partition("/")
-        if not (index.isdigit() and count.isdigit()):
-            raise InputError(f"--shard {shard}: give it as I/N, as in 0/2")
-        only = int(index), int(count)
-    torch.set_num_threads(1)  # the engine has the threads; PyTorch's would spin beside them between its small steps
-    threads = params.engine.evaluation_threads
-    rows = settings.sampling.batch * (1 if settings.sampler.guidance == 1 else 2)  # guidance doubles the batch
-    drawn = load(folder)
-    if (engine / VAE).is_dir():
-        drawn = replace(drawn, decoder=engines.load(engine / VAE, 1, params.engine.body, threads))
-    computed = {"body": params.engine.body, "threads": threads}
-    calibrated = range(settings.calibration.seed, settings.calibration.seed + settings.calibration.samples)
     images = settings.sampling.images[protocol]
-    drawn.check_apart(calibrated, range(settings.sampling.seed, settings.sampling.seed + images))
-    sampling.run(
-        lambda: engines.load(engine, rows, params.engine.body, threads),
-        drawn,
-        settings.sampler,
-        settings.sampling,
-        images,
-        sampling.fingerprint(engine, folder, settings.sampler, settings.sampling, computed),
-        scratch / sources_sha256(Path(engines.__file__).parent)[:16],  # shards of other code are not gone on with
-        out,
-        only,
-    )
-    if only is None:
+    computed = {"body": params.engine.body, "threads": params.engine.evaluation_threads}
+    mark = fingerprint(engine, folder, settings.sampler, settings.sampling, computed)
+    code = sources_sha256(PACKAGE / "engines")[:16]  # shards of other code are not gone on with
+    shards = Shards(settings.sampling, images, mark, scratch / code)
+    missing = shards.missing(shard)
+    if missing:  # PyTorch and diffusers take seconds, and gathering needs neither
+        import torch
+
+        from edadm import engines
+        from edadm.evaluation import sampling
+        from edadm.quantization.autoencoder import FOLDER as VAE
+        from edadm.systems.system import load
+
+        torch.set_num_threads(1)  # the engine has the threads; PyTorch's would spin beside them between its small steps
+        drawn = load(folder)
+        calibrated = range(settings.calibration.seed, settings.calibration.seed + settings.calibration.samples)
+        drawn.check_apart(calibrated, range(settings.sampling.seed, settings.sampling.seed + images))
+        if (engine / VAE).is_dir():
+            drawn = replace(drawn, decoder=engines.load(engine / VAE, 1, **computed))
+        rows = settings.sampling.batch * (1 if settings.sampler.guidance == 1 else 2)  # guidance doubles the batch
+        network = engines.load(engine, rows, **computed)
+        for number in missing:
+            sampling.make_shard(network, drawn, settings.sampler, shards, number)
+    if shard is None:
+        shards.gather(out)
         clear(scratch, "[0-9a-f]" * 16)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from edadm.cli.options import DEVICE, FILE, FOLDER, PROTOCOL, REPEAT, with_evaluation_params, with_params
+from edadm.cli.options import DEVICE, FILE, FOLDER, PROTOCOL, REPEAT, with_params, with_threads
 from edadm.errors import InputError
 from edadm.files import write_json
 from edadm.params import Params
@@ -15,7 +15,7 @@ PUBLISHED = click.option("--published", is_flag=True, help="Of the published sys
 @click.command()
 @click.argument("system")
 @click.option("--out", type=FILE, required=True)
-@with_evaluation_params
+@with_threads("evaluation_threads")
 def reference(params: Params, system: str, out: Path) -> None:
     """Bring the statistics of a SYSTEM's real images to OUT, once they fit its feature extractor.
 
@@ -50,7 +50,7 @@ def reference(params: Params, system: str, out: Path) -> None:
 @click.option("--protocol", type=PROTOCOL, default="demo", show_default=True)
 @REPEAT
 @click.option("--out", type=FILE, required=True)
-@with_evaluation_params
+@with_threads("evaluation_threads")
 def metrics(
     params: Params,
     system: str,
@@ -100,7 +100,7 @@ def metrics(
 @click.option("--checkpoint", "folder", type=FOLDER, required=True)
 @click.option("--results", type=FOLDER, default="results", show_default=True, help="Where the runs' engines are.")
 @click.option("--out", type=FILE, required=True)
-@with_params
+@with_threads("threads")
 def latency(params: Params, system: str, device: str, folder: Path, results: Path, out: Path) -> None:
     """Time one U-Net call of each engine of a SYSTEM beside float baselines, in interleaved rounds."""
     from edadm.evaluation.latency import measure

@@ -32,24 +32,32 @@ def compute_device(params: parameters.Params) -> str:
     return params.device
 
 
-def _with_params(threads: str) -> Callable:
-    def decorate(command: Callable) -> Callable:
-        @click.pass_obj
-        @functools.wraps(command)
-        def call(path: Path, *args: object, **kwargs: object) -> object:
-            import torch  # which takes a second: --help and completion need it as little
+def with_params(command: Callable) -> Callable:
+    """Give a command the checked parameters, not before it runs, so that --help works anywhere."""
 
-            params = parameters.load(path)
-            torch.set_num_threads(getattr(params.engine, threads))
+    @click.pass_obj
+    @functools.wraps(command)
+    def call(path: Path, *args: object, **kwargs: object) -> object:
+        return command(parameters.load(path), *args, **kwargs)
+
+    return call
+
+
+def with_threads(setting: str) -> Callable:
+    """``with_params`` for a command that computes: PyTorch gets the threads that ``setting`` of the engine says.
+
+    Float sums depend on them, and Snakemake and DVC start commands differently.
+    """
+
+    def decorate(command: Callable) -> Callable:
+        @with_params
+        @functools.wraps(command)
+        def call(params: parameters.Params, *args: object, **kwargs: object) -> object:
+            import torch  # which takes a second: the other commands need it as little as --help and completion
+
+            torch.set_num_threads(getattr(params.engine, setting))
             return command(params, *args, **kwargs)
 
         return call
 
     return decorate
-
-
-# Decorators that give a command the checked parameters, not before it runs, so that --help works anywhere. PyTorch gets
-# the threads that the parameters say: float sums depend on them, and Snakemake and DVC start commands differently.
-with_params = _with_params("threads")
-with_reconstruction_params = _with_params("reconstruction_threads")
-with_evaluation_params = _with_params("evaluation_threads")

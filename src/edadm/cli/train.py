@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from edadm.cli.options import FOLDER, compute_device, with_params
+from edadm.cli.options import FOLDER, compute_device, with_threads
 from edadm.params import Params
 
 
@@ -12,7 +12,7 @@ from edadm.params import Params
 @click.argument("model", type=click.Choice(["garment-classifier", "fashion-ddim", "fashion-ldm"]))
 @click.option("--data", type=FOLDER, default=None, help="The four IDX files of Fashion-MNIST.")
 @click.option("--out", type=FOLDER, required=True)
-@with_params
+@with_threads("threads")
 def train(params: Params, model: str, data: Path | None, out: Path) -> None:
     """Train an embedded model from scratch (those under assets/ were made this way)."""
     from edadm.systems import fashion_mnist

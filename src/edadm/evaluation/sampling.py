@@ -1,38 +1,18 @@
-"""Draw images with an engine, in shards: image k depends on seed k alone, and a stopped run goes on."""
+"""Draw images with an engine, in shards: image k depends on seed k alone."""
 
-import hashlib
-import json
-import shutil
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from edadm.errors import InputError
 from edadm.evaluation import samples
-from edadm.files import atomic_folder, sha256
-from edadm.params import SamplerParams, SamplingParams
-from edadm.systems import class_embedder, samplers, system
+from edadm.evaluation.shards import Shards
+from edadm.params import SamplerParams
+from edadm.systems import samplers, system
 from edadm.systems.system import System
-
-
-def fingerprint(
-    engine: Path, checkpoint: Path, sampler: SamplerParams, sampling: SamplingParams, settings: dict
-) -> str:
-    """What a shard's bytes depend on: engine, the checkpoint but for its U-Net, sampler, seeds, batch, the code."""
-    parts = [json.dumps([asdict(sampler), sampling.seed, sampling.batch, sampling.shard, settings], sort_keys=True)]
-    files = sorted(path for path in engine.rglob("*") if path.is_file())
-    parts += [sha256(path) for path in files if path.name not in ("engine.json", "size.json")]
-    parts += [sha256(path) for path in sorted(checkpoint.rglob("*.*")) if path.parent.name != "unet"]
-    sources = [Path(module.__file__) for module in (class_embedder, samplers, system)]
-    parts += [sha256(path) for path in (*sources, sources[-1].with_name("text.py"))]
-    parts += [sha256(Path(__file__)), torch.__version__]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
@@ -56,65 +36,27 @@ def draw(
     return samplers.ddim(network, noise, drawn.diffusion, steps, sampler.eta, fresh)
 
 
-def shard_seeds(sampling: SamplingParams, images: int) -> list[range]:
-    """The seeds of each shard of a set of ``images``."""
-    end = sampling.seed + images
-    return [range(start, min(start + sampling.shard, end)) for start in range(sampling.seed, end, sampling.shard)]
-
-
 @torch.no_grad()
 def make_shard(
-    draw_batch: Callable[[range], Tensor], drawn: System, seeds: range, batch: int, path: Path, mark: str
+    network: samplers.Network | samplers.ConditionalNetwork,
+    drawn: System,
+    sampler: SamplerParams,
+    shards: Shards,
+    number: int,
 ) -> None:
-    """Draw the images of ``seeds`` and write them to ``path``, with their labels or captions if they have any."""
+    """Draw the images of a shard and write it, with their labels or captions if they have any."""
+    path, seeds, batch = shards.path(number), shards.seeds[number], shards.sampling.batch
     images = []
-    starts = range(seeds.start, seeds.stop, batch)
-    for start in tqdm(starts, desc=f"samples: {path.stem}", unit="batch"):
-        images.append(to_uint8(draw_batch(range(start, min(start + batch, seeds.stop)))))
+    for start in tqdm(range(seeds.start, seeds.stop, batch), desc=f"samples: {path.stem}", unit="batch"):
+        steps = draw(network, drawn, sampler, range(start, min(start + batch, seeds.stop)))
+        _, _, last = deque(steps, maxlen=1)[0]
+        images.append(to_uint8(drawn.decode(last)))
     labels, prompts = drawn.labels(seeds), drawn.prompts(seeds)
     samples.write_shard(
         path,
         np.concatenate(images),
         np.array(seeds),
-        mark,
+        shards.mark,
         None if labels is None else labels.numpy(),
         None if prompts is None else np.array(prompts),
     )
-
-
-def run(
-    load_network: Callable[[], samplers.Network | samplers.ConditionalNetwork],
-    drawn: System,
-    sampler: SamplerParams,
-    sampling: SamplingParams,
-    images: int,
-    mark: str,
-    scratch: Path,
-    out: Path,
-    only: tuple[int, int] | None = None,
-) -> None:
-    """Make the shards that ``scratch`` lacks and move all to ``out``; with ``only`` = (i, n), make just shard i of n.
-
-    A shard counts as there when its fingerprint is ``mark`` and its seeds are right. The engine is loaded only when
-    something has to be drawn.
-    """
-    shards = shard_seeds(sampling, images)
-    if only is not None and (only[1] != len(shards) or not 0 <= only[0] < len(shards)):
-        raise InputError(f"--shard {only[0]}/{only[1]}: this set has {len(shards)} shards, numbered from 0")
-    chosen = range(len(shards)) if only is None else [only[0]]
-    paths = {index: scratch / f"shard-{index:04d}.npz" for index in chosen}
-    missing = [i for i, path in paths.items() if not samples.is_shard(path, np.array(shards[i]), mark)]
-    if missing:
-        network = load_network()
-
-        def draw_batch(seeds: range) -> Tensor:
-            last = deque(draw(network, drawn, sampler, seeds), maxlen=1)
-            return drawn.decode(last[0][2])
-
-        for index in missing:
-            make_shard(draw_batch, drawn, shards[index], sampling.batch, paths[index], mark)
-    if only is None:
-        with atomic_folder(out) as folder:
-            for path in paths.values():
-                shutil.copyfile(path, folder / path.name)
-        shutil.rmtree(scratch)

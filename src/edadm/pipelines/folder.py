@@ -16,6 +16,7 @@ from edadm.pipelines.classes import ClassPipeline
 from edadm.quantization import network
 from edadm.quantized_unet import QuantizedUNet
 from edadm.systems import system
+from edadm.systems.folder import PARTS
 
 INDEX = "model_index.json"
 LIBRARIES = ("diffusers", "transformers", "edadm")  # that a part may come from
@@ -42,7 +43,7 @@ def index(folder: Path) -> dict[str, list[str]]:
             if not (name.isidentifier() and len(value) == 2 and all(isinstance(text, str) for text in value)):
                 raise InputError(f"{folder / INDEX}: {name!r}: {value} is not a part's name, library and class")
     else:
-        parts = {name: ["", ""] for name in system.PARTS if (folder / name).is_dir()}
+        parts = {name: ["", ""] for name in PARTS if (folder / name).is_dir()}
     config = folder / "unet" / "config.json"
     if "unet" not in parts or "scheduler" not in parts or not config.is_file():
         raise InputError(f"{folder}: not a pipeline that diffusers saved, with {INDEX}, unet/ and scheduler/")

@@ -35,7 +35,6 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from diffusers import AutoencoderKL, VQModel
 from torch import Tensor, nn
 
 from edadm import unets
@@ -53,7 +52,6 @@ from edadm.quantization.attention import (
 from edadm.quantization.integer_layer import PACKED_BITS, IntegerLayer, entry_problem, from_entry, pack, to_entry
 
 FORMAT_VERSION = 2
-AUTOENCODERS = {kind.__name__: kind for kind in (AutoencoderKL, VQModel)}
 _PARTS = ".parts."
 
 
@@ -171,9 +169,9 @@ def build_unet(
 
 def skeleton(config: Mapping[str, Any]) -> nn.Module:
     """The network of a diffusers configuration without memory for its parameters (device "meta"): quick at any size."""
-    autoencoder = AUTOENCODERS.get(str(config.get("_class_name")))
+    name = config.get("_class_name")
     with torch.device("meta"):
-        return unets.build(config) if autoencoder is None else unets.from_config(autoencoder, config)
+        return unets.from_config(name, config) if name in unets.AUTOENCODERS else unets.build(config)
 
 
 def sizes(folder: Path) -> dict[str, Any]:

@@ -1,61 +1,26 @@
-"""A system: a checkpoint folder in diffusers layout, with what is needed to draw images from its U-Net.
+"""A system: a checkpoint folder (folder.py) with what is needed to draw images from its U-Net."""
 
-``unet/`` and ``scheduler/`` are always there; ``vae/`` makes the system a latent one, ``class_embedder/`` a
-class-conditional one, ``text_encoder/`` with ``tokenizer/`` and ``prompts/`` a text-conditional one.
-"""
-
-import hashlib
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import diffusers
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, VQModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from edadm import unets
 from edadm.errors import InputError
-from edadm.files import atomic_folder, read_json
-from edadm.params import CheckpointParams, SamplerParams
+from edadm.files import read_json
+from edadm.params import SamplerParams
 from edadm.systems import class_embedder, samplers
 from edadm.systems.class_embedder import ClassEmbedder
+from edadm.systems.folder import AUTOENCODER_WEIGHTS, WEIGHTS
 
 if TYPE_CHECKING:
     from edadm.systems.text import TextEncoder
-
-WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
-AUTOENCODER_WEIGHTS = Path("vae") / WEIGHTS.name
-PARTS = ("class_embedder", "prompts", "scheduler", "text_encoder", "tokenizer", "unet", "vae")
-AUTOENCODERS = (AutoencoderKL, VQModel)
-
-
-def weights_sha256(folder: Path) -> str:
-    """SHA-256 of all weights of a checkpoint: that of ``cat FOLDER/*/*.safetensors``."""
-    digest = hashlib.sha256()
-    for path in sorted(path for part in PARTS for path in (folder / part).glob("*.safetensors")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def fetch_checkpoint(params: CheckpointParams, out: Path) -> None:
-    """Copy the checkpoint folder ``params.source`` to ``out``, once the hash of its weights is right."""
-    source = Path(params.source)
-    if not (source / WEIGHTS).is_file():
-        raise InputError(f"checkpoint.source: {source} holds no {WEIGHTS}")
-    found = weights_sha256(source)
-    if found != params.sha256:
-        raise InputError(
-            f"{source}: the SHA-256 of its weights is {found}, but params.yaml expects {params.sha256}; "
-            "restore the files, or change checkpoint.sha256 if the new weights are meant"
-        )
-    with atomic_folder(out) as folder:
-        for part in PARTS:
-            if (source / part).is_dir():
-                shutil.copytree(source / part, folder / part)
 
 
 @dataclass(frozen=True)
@@ -116,21 +81,6 @@ def _require(checkpoint: Path, *files: Path) -> None:
             raise InputError(f"{checkpoint}: not a checkpoint in diffusers layout, it has no {file}")
 
 
-def _load_part(checkpoint: Path, part: str, classes: tuple[type, ...]) -> nn.Module:
-    """The network in the folder ``part``, of one of the diffusers ``classes``, in float32 and not to be trained."""
-    folder = checkpoint / part
-    _require(checkpoint, Path(part) / "config.json", Path(part) / WEIGHTS.name)
-    known = {kind.__name__: kind for kind in classes}
-    name = read_json(folder / "config.json").get("_class_name")
-    if name not in known:
-        raise InputError(f"{folder}: _class_name {name!r} is not one of {', '.join(known)}")
-    try:
-        network = known[name].from_pretrained(folder, low_cpu_mem_usage=False, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{folder}: diffusers cannot load it ({' '.join(str(error).split())})") from error
-    return network.eval().requires_grad_(False)
-
-
 def load_unet(checkpoint: Path) -> nn.Module:
     """The float U-Net of a checkpoint folder; InputError when it is missing or unreadable."""
     checkpoint = Path(checkpoint)
@@ -159,7 +109,20 @@ def _load_embedder(checkpoint: Path) -> "ClassEmbedder | TextEncoder | None":
 
 def load_autoencoder(checkpoint: Path) -> nn.Module | None:
     """The float autoencoder of a checkpoint folder, None in pixel space; InputError when it is unreadable."""
-    return _load_part(Path(checkpoint), "vae", AUTOENCODERS) if (Path(checkpoint) / "vae").is_dir() else None
+    checkpoint = Path(checkpoint)
+    folder = checkpoint / "vae"
+    if not folder.is_dir():
+        return None
+    _require(checkpoint, Path("vae") / "config.json", AUTOENCODER_WEIGHTS)
+    name = read_json(folder / "config.json").get("_class_name")
+    if name not in unets.AUTOENCODERS:
+        raise InputError(f"{folder}: _class_name {name!r} is not one of {', '.join(unets.AUTOENCODERS)}")
+    kind = getattr(diffusers, name)
+    try:
+        network = kind.from_pretrained(folder, low_cpu_mem_usage=False, local_files_only=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"{folder}: diffusers cannot load it ({' '.join(str(error).split())})") from error
+    return network.eval().requires_grad_(False)
 
 
 def load(checkpoint: Path) -> System:
@@ -171,7 +134,7 @@ def load(checkpoint: Path) -> System:
     autoencoder = load_autoencoder(checkpoint)
     return System(
         shape=(config["in_channels"], side, side),
-        diffusion=samplers.Diffusion.from_scheduler(DDIMScheduler.from_pretrained(checkpoint / "scheduler")),
+        diffusion=samplers.Diffusion.from_scheduler(diffusers.DDIMScheduler.from_pretrained(checkpoint / "scheduler")),
         embedder=_load_embedder(checkpoint),
         decoder=None if autoencoder is None else lambda latent: autoencoder.decode(latent).sample,
         scale=1.0 if autoencoder is None else autoencoder.config.scaling_factor,
