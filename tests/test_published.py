@@ -248,9 +248,13 @@ def test_no_prompt_is_both_calibrated_on_and_evaluated() -> None:
 
 
 def test_systems_prints_what_method_md_states(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Parameters of H.2, sizes of F.3, every source."""
+    """Parameters of H.2, sizes of F.3, every source; and the threads of its rate are those that it had."""
+    threads = params.load("params.yaml").engine.threads
+    torch.set_num_threads(threads + 1)
     assert call("systems") == 0
+    assert torch.get_num_threads() == threads
     printed = capsys.readouterr().out
+    assert f"measured here with {threads} threads" in printed
     rows = {line.split()[0]: line.split() for line in printed.splitlines()[1:6]}
     assert {name: (row[1], *row[-2:]) for name, row in rows.items()} == {
         "cifar10-ddim": ("35,746,307", "35.91", "18.07"),

@@ -2,7 +2,7 @@
 
 import click
 
-from edadm.cli.options import with_params
+from edadm.cli.options import with_threads
 from edadm.params import FileParams, Params
 
 
@@ -34,7 +34,7 @@ def _table(rows: list[tuple[str, ...]]) -> None:
     type=click.FloatRange(0, min_open=True),
     help="Multiply-accumulates per second of your GPU in units of 10^12.",
 )
-@with_params
+@with_threads("threads")
 def systems(params: Params, gpu_rate: float | None) -> None:
     """Print the published systems: sources, sizes, parameters, steps, images, and how long their images take.
 
