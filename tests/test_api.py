@@ -2,12 +2,11 @@
 
 import doctest
 import inspect
-import subprocess
-import sys
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+from new_python import printed
 
 import edadm
 
@@ -27,14 +26,6 @@ def test_the_examples_in_docstrings_are_true(name: str) -> None:
 
 def test_there_are_examples() -> None:
     assert len(WITH_EXAMPLES) >= 4
-
-
-def printed(code: str) -> str:
-    """What a new Python prints."""
-    here = {"PYTHONPATH": ":".join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", code], env=here, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
 
 
 def test_the_import_brings_no_heavy_package() -> None:

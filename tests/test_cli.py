@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import tiny
@@ -13,6 +14,7 @@ from command_line import call
 from diffusers import DDIMScheduler
 from safetensors.torch import load_file
 
+from edadm import engines
 from edadm.cli import build
 from edadm.files import sha256
 from edadm.systems.folder import WEIGHTS, weights_sha256
@@ -108,6 +110,14 @@ def test_a_latent_conditional_system_is_added_by_its_block(added: str, monkeypat
     assert sorted(str(path.relative_to(scratch)) for path in scratch.rglob("*.npz")) == [
         f"{code * 16}/shard-0001.npz" for code in "01"
     ]
+    assert not (folder / "none").exists()
+    assert call("sample", added, *drawing, "--shard", "0/2", "--out", str(folder / "none")) == 0
+    with monkeypatch.context() as patched:  # nothing is left to draw, so no engine is loaded
+        patched.setattr(engines, "load", Mock(side_effect=AssertionError))
+        assert call("sample", added, *drawing, "--out", str(folder / "gathered")) == 0
+    for path in (of_run / "samples").iterdir():
+        assert (folder / "gathered" / path.name).read_bytes() == path.read_bytes()
+    assert not list(scratch.rglob("*.npz"))
     timed = ("--checkpoint", checkpoint, "--out", str(folder / "latency.json"))
     assert call("latency", added, *timed) == 0
     assert len(json.loads((folder / "latency.json").read_text())["rows"]) == 4

@@ -5,16 +5,7 @@ from pathlib import Path
 
 import click
 
-from edadm.cli.options import (
-    DEVICE,
-    FILE,
-    FOLDER,
-    PROTOCOL,
-    REPEAT,
-    compute_device,
-    with_params,
-    with_threads,
-)
+from edadm.cli.options import DEVICE, FILE, FOLDER, PROTOCOL, REPEAT, compute_device, with_params, with_threads
 from edadm.files import as_csv, atomic_write, clear, read_json, sources_sha256, write_json
 from edadm.params import Params
 
@@ -44,18 +35,17 @@ def checkpoint(params: Params, system: str, random: bool, out: Path) -> None:
     A published system's original files are downloaded first, unless they are there, and converted.
     """
     from edadm.params import OriginalParams
-    from edadm.systems import folder
 
     settings = params.system(system).checkpoint
-    if not random and not isinstance(settings, OriginalParams):
-        folder.fetch(settings, out)
-        return
-    from edadm.systems import published
+    if random or isinstance(settings, OriginalParams):
+        from edadm.systems import published  # which imports PyTorch and diffusers, and copying needs neither
 
-    if random:
-        published.build_random(published.require(settings), out)
+        build = published.build_random if random else published.build
+        build(published.require(settings), out)
     else:
-        published.build(settings, out)
+        from edadm.systems import folder
+
+        folder.fetch(settings, out)
 
 
 @click.command()
@@ -77,9 +67,8 @@ def calibrate(params: Params, system: str, calibrator: str, folder: Path, repeat
     settings = params.system(system, repeat)
     device = compute_device(params)
     loaded, unet = load(folder), load_unet(folder).to(device)
-    first, drawn = settings.calibration.seed, settings.sampling.seed
-    seeds = range(first, first + settings.calibration.samples)
-    loaded.check_apart(seeds, range(drawn, drawn + settings.sampling.images["full"]))
+    seeds = settings.calibration.seeds
+    loaded.check_apart(seeds, settings.sampling.seeds("full"))
 
     finals: list[torch.Tensor] = []
 
@@ -222,11 +211,10 @@ def sample(
     from edadm.evaluation.shards import PACKAGE, Shards, fingerprint
 
     settings = params.system(system, repeat)
-    images = settings.sampling.images[protocol]
     computed = {"body": params.engine.body, "threads": params.engine.evaluation_threads}
     mark = fingerprint(engine, folder, settings.sampler, settings.sampling, computed)
     code = sources_sha256(PACKAGE / "engines")[:16]  # shards of other code are not gone on with
-    shards = Shards(settings.sampling, images, mark, scratch / code)
+    shards = Shards(settings.sampling, protocol, mark, scratch / code)
     missing = shards.missing(shard)
     if missing:  # PyTorch and diffusers take seconds, and gathering needs neither
         import torch
@@ -238,8 +226,7 @@ def sample(
 
         torch.set_num_threads(1)  # the engine has the threads; PyTorch's would spin beside them between its small steps
         drawn = load(folder)
-        calibrated = range(settings.calibration.seed, settings.calibration.seed + settings.calibration.samples)
-        drawn.check_apart(calibrated, range(settings.sampling.seed, settings.sampling.seed + images))
+        drawn.check_apart(settings.calibration.seeds, settings.sampling.seeds(protocol))
         if (engine / VAE).is_dir():
             drawn = replace(drawn, decoder=engines.load(engine / VAE, 1, **computed))
         rows = settings.sampling.batch * (1 if settings.sampler.guidance == 1 else 2)  # guidance doubles the batch

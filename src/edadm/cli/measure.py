@@ -79,7 +79,6 @@ def metrics(
         from edadm.evaluation.clip_score import ClipScore
 
         scorer = ClipScore(download.fetch(tools["clip"]), folder / "tokenizer")
-    start = settings.sampling.seed
     measured = measure(
         samples,
         fp32,
@@ -87,7 +86,7 @@ def metrics(
         settings.reference.extractor,
         download.fetch(tools["inception"]) if published else Path(settings.reference.statistics).parent,
         params.metrics,
-        range(start, start + settings.sampling.images[protocol]),
+        settings.sampling.seeds(protocol),
         settings.reference.size if published else None,
         scorer,
     )

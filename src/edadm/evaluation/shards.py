@@ -41,19 +41,18 @@ def fingerprint(
 
 @dataclass(frozen=True)
 class Shards:
-    """The shards of ``images`` images from ``sampling.seed`` on, made by what ``mark`` stands for, in ``scratch``."""
+    """The shards of a protocol's images, made by what ``mark`` stands for, in ``scratch``."""
 
     sampling: SamplingParams
-    images: int
+    protocol: str
     mark: str
     scratch: Path
 
     @property
     def seeds(self) -> list[range]:
         """The seeds of each shard."""
-        start, size = self.sampling.seed, self.sampling.shard
-        end = start + self.images
-        return [range(first, min(first + size, end)) for first in range(start, end, size)]
+        every, size = self.sampling.seeds(self.protocol), self.sampling.shard
+        return [every[start : start + size] for start in range(0, len(every), size)]
 
     def path(self, index: int) -> Path:
         """Where a shard is kept until all are there."""

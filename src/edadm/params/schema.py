@@ -128,6 +128,11 @@ class CalibrationParams(Settings):
     seed: int = at_least(0)
     """Seed of the first trajectory; the next ones follow."""
 
+    @property
+    def seeds(self) -> range:
+        """The seeds of all trajectories."""
+        return range(self.seed, self.seed + self.samples)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams(Settings):
@@ -141,6 +146,10 @@ class SamplingParams(Settings):
     """Images per file, which is also the unit of parallel work and of resuming."""
     images: dict[str, int]
     """`demo`: images of the default target; `full`: of `snakemake full`."""
+
+    def seeds(self, protocol: str) -> range:
+        """The seeds of all images of a protocol."""
+        return range(self.seed, self.seed + self.images[protocol])
 
 
 @dataclass(frozen=True, kw_only=True)
