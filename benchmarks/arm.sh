@@ -1,7 +1,7 @@
 #!/bin/sh
 # Tests on an emulated ARM processor: right or wrong, never how fast. On Debian, as root, in the project's folder:
 #
-#     sh benchmarks/arm.sh FOLDER tests/test_engines.py 2>&1 | tee benchmarks/results/arm.txt
+#     sh benchmarks/arm.sh FOLDER -q tests/test_engines.py tests/test_attention.py 2>&1 | tee benchmarks/results/arm.txt
 #
 # FOLDER gets Python for arm64 from Debian and the ARM wheels of every package with machine code, in the versions of
 # .venv; pure Python comes from .venv itself. Tests that start other programs cannot work there.
@@ -28,5 +28,13 @@ if ! test -e "$folder/ready"; then
 	done
 	touch "$folder/ready"
 fi
+echo "sh benchmarks/arm.sh FOLDER $*"
+date -u +%F
+qemu-aarch64-static --version | head -n 1
+for package in openvino torch diffusers numpy; do
+	.venv/bin/python -c "from importlib.metadata import Distribution as D, distributions as found
+path = ['$folder/site'] + __import__('sys').path
+print('$package', next(found(name='$package', path=path)).version)"
+done
 PYTHONHOME=$folder/root/usr PYTHONPATH=src:tests:$folder/site:.venv/lib/python3.11/site-packages \
 	qemu-aarch64-static -L "$folder/root" "$folder/root/usr/bin/python3.11" -m pytest -p no:cacheprovider "$@"

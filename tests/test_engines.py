@@ -36,6 +36,7 @@ CASES = {  # weight shape, input shape, geometry
     "stride 2": ((16, 8, 3, 3), (2, 8, 9, 9), {"stride": (2, 2)}),
     "stride 2, padded": ((16, 8, 3, 3), (2, 8, 8, 8), {"stride": (2, 2), "padding": (1, 1)}),
     "dilated": ((8, 8, 3, 3), (1, 8, 9, 9), {"padding": (2, 2), "dilation": (2, 2)}),
+    "groups": ((12, 2, 3, 3), (2, 8, 7, 7), {"padding": (1, 0), "groups": 4}),
     "1x1": ((16, 24, 1, 1), (2, 24, 4, 4), {}),
     "1x1, 3 channels": ((16, 3, 1, 1), (2, 3, 4, 4), {}),
     "linear": ((24, 16), (5, 16), {}),
@@ -44,6 +45,8 @@ CASES = {  # weight shape, input shape, geometry
     "linear, odd": ((33, 17), (3, 17), {}),
     "linear, one output": ((1, 17), (1, 17), {}),
 }
+# sums that float32 does not hold; with inputs of 16 bits they could leave int32
+WIDE = {"linear, wide": ((8, 5120), (3, 5120), {})}
 
 
 def random_layer(shape, geometry, zero=97, bits=8, input_bits=8, extreme=False, seed=0):
@@ -99,10 +102,9 @@ def literal_sums(q, layer):
 
 @pytest.mark.parametrize("extreme", [False, True])
 @pytest.mark.parametrize("zero", [0, 97, 255])
-@pytest.mark.parametrize("case", [*CASES, "groups"])
+@pytest.mark.parametrize("case", CASES | WIDE)
 def test_reference_is_literal_integer_arithmetic(case, zero, extreme):
-    groups = ((12, 2, 3, 3), (2, 8, 7, 7), {"padding": (1, 0), "groups": 4})
-    shape, input_shape, geometry = CASES.get(case, groups)
+    shape, input_shape, geometry = (CASES | WIDE)[case]
     layer = random_layer(shape, geometry, zero, extreme=extreme)
     x, integers = grid_inputs(layer, input_shape, extreme)
     assert torch.equal(reference.quantize(x, layer), integers.int())
@@ -137,15 +139,25 @@ def test_reference_agrees_with_fake_quantization(case, bits):
 
 @pytest.mark.parametrize("extreme", [False, True])
 @pytest.mark.parametrize("zero", [0, 97, 255])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", CASES | WIDE)
 def test_cpu_layer_is_exact_and_runs_in_int8(case, zero, extreme):
-    shape, input_shape, geometry = CASES[case]
+    shape, input_shape, geometry = (CASES | WIDE)[case]
     layer = random_layer(shape, geometry, zero, extreme=extreme)
     x, _ = grid_inputs(layer, input_shape, extreme)
     compiled = compiled_layer(layer, input_shape)
     assert in_int8(compiled, names={"layer"}, count=1)
     found = torch.from_numpy(compiled([x.numpy()])[0])
     assert relative_error(found, reference.IntegerReference(layer)(x)) <= 1e-6
+
+
+def test_a_linear_layer_reads_integers_without_a_zero_point():
+    """On ARM, OpenVINO takes those of zero point 128 for signed ones, and multiplies them wrongly."""
+    x = op.parameter([3, 16], np.float32)
+    graph = ov.Model([layer_nodes(x.output(0), "layer", random_layer((24, 16), {}, zero=128))], [x])
+    (quantization,) = (node for node in graph.get_ordered_ops() if node.get_type_name() == "FakeQuantize")
+    assert [quantization.input_value(port).get_node().data.item() for port in (3, 4)] == [0, 255]
+    (zero,) = (node for node in graph.get_ordered_ops() if node.get_type_name() == "Subtract")
+    assert zero.input_value(1).get_node().data.item() == 0
 
 
 @pytest.mark.parametrize("input_bits", [*range(2, 9), 16])

@@ -1,5 +1,6 @@
 """Rewrites that spare copies: the same bits as without them, and the copies gone."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from graphs import in_int8, quantized_convolution
 from openvino import opset13 as op
 from torch import Tensor
 
-from edadm.engines import cpu
+from edadm.engines import cpu, moves
 from edadm.engines.graph import layer_nodes
 from edadm.engines.moves import spare_moves
 from edadm.quantization.integer_layer import IntegerLayer
@@ -144,6 +145,15 @@ def test_the_integers_of_few_pixels_are_padded(
     _, other, compiled = rewritten(graph, (images, 8, *sides))
     assert ("Pad" in kinds(other)) == padded
     assert in_int8(compiled, names={"conv"})
+
+
+def test_no_integers_are_padded_on_other_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO refuses them there."""
+    monkeypatch.setattr(moves, "is_x86", lambda: False)
+    x = op.parameter([2, 8, 4, 4], np.float32)
+    layers = layer_nodes(x.output(0), "conv", replace(layer(16, 8, 3, 3), padding=(1, 1)))
+    _, other, _ = rewritten(ov.Model([layers], [x]), (2, 8, 4, 4))
+    assert "Pad" not in kinds(other)
 
 
 @pytest.mark.parametrize(("conditional", "bits"), [(False, 4), (True, 8)])

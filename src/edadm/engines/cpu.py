@@ -22,7 +22,6 @@ from edadm.engines.graph import build_graph, executed, pack_weights, unpack_weig
 from edadm.engines.moves import spare_moves
 from edadm.engines.processor import has_int8_dot, is_x86
 from edadm.engines.saturation import avoid_saturation
-from edadm.engines.unsigned import keep_unsigned
 from edadm.engines.upsampling import fold_upsampling
 from edadm.errors import InputError
 from edadm.files import atomic_folder, read_json, write_json
@@ -255,11 +254,9 @@ def rewrite(graph: ov.Model) -> list[str]:
 def compile_graph(
     core: ov.Core, graph: ov.Model, body: str, threads: int, cache_dir: Path | None = None
 ) -> ov.CompiledModel:
-    """``graph`` for this CPU, which may change it (``avoid_saturation``, ``keep_unsigned``)."""
+    """``graph`` for this CPU, which may change it (``avoid_saturation``)."""
     if not has_int8_dot():
         avoid_saturation(graph)
-    if not is_x86():
-        keep_unsigned(graph)
     return compile_unchanged(core, graph, body, threads, cache_dir)
 
 

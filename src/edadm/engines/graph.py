@@ -134,6 +134,7 @@ def layer_nodes(x: ov.Output, name: str, layer: IntegerLayer) -> ov.Output:
     its low byte, called ``name.low``.
     """
     scale, zero = np.float32(layer.input_scale), layer.input_zero_point
+    bias = layer.bias if layer.is_convolution else linear_bias(layer)
     if layer.input_bits == 16:
         q = op.clamp(op.add(op.round(op.divide(x, scale), "half_to_even"), np.float32(zero)), 0, 2**16 - 1)
         high = op.floor(op.multiply(q, np.float32(1 / 256)))
@@ -145,9 +146,23 @@ def layer_nodes(x: ov.Output, name: str, layer: IntegerLayer) -> ov.Output:
         if layer.input_bits < 8:
             x = op.minimum(x, np.float32(np.float64(scale) * (2**layer.input_bits - 1 - zero)))
         y = _product_nodes(as_byte(x, *ends), name, scale, zero, layer)
-    if layer.bias is not None:
-        y = op.add(y, op.constant(layer.bias.reshape((1, -1, 1, 1) if layer.is_convolution else (-1,)).numpy()))
+    if bias is not None:
+        y = op.add(y, op.constant(bias.reshape((1, -1, 1, 1) if layer.is_convolution else (-1,)).numpy()))
     return y.output(0)
+
+
+def linear_bias(layer: IntegerLayer) -> Tensor | None:
+    """What a linear layer adds to its scaled ``sum(q_x * q_w)``, float32 (out,): the bias less the zero point's part.
+
+    OpenVINO would take the zero point out of the products itself, but sum it in float32: up to 1e-4 off for thousands
+    of inputs. On ARM it takes inputs of zero point 128 for signed ones, whose products are wrong (kernel "gemm_acl_i8",
+    OpenVINO 2026.4; benchmarks/arm.sh).
+    """
+    if not layer.input_zero_point:
+        return layer.bias
+    sums = layer.weight.sum(1, dtype=torch.int64) * layer.input_zero_point
+    bias = -sums.double() * layer.weight_scale.double() * layer.input_scale
+    return (bias if layer.bias is None else bias + layer.bias.double()).float()
 
 
 def as_byte(x: ov.Output, low: float, high: float) -> ov.Node:
@@ -161,8 +176,11 @@ def of_byte(q: ov.Node, zero: np.ndarray | np.float32, scale: np.ndarray | np.fl
 
 
 def _product_nodes(q: ov.Node, name: str, scale: np.float32, zero: int, layer: IntegerLayer) -> ov.Node:
-    """The convolution or product, called ``name``, of ``scale * (q - zero)`` for q u8 and the layer's weight."""
-    x = of_byte(q, np.float32(zero), scale)
+    """The convolution or product, called ``name``, of ``scale * (q - zero)`` for q u8 and the layer's weight.
+
+    That of a linear layer is of ``scale * q``: see ``linear_bias``.
+    """
+    x = of_byte(q, np.float32(zero if layer.is_convolution else 0), scale)
     shape = list(layer.weight.shape)
     if layer.groups > 1:
         shape = [layer.groups, shape[0] // layer.groups, *shape[1:]]
