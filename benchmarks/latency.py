@@ -1,7 +1,7 @@
 """The U-Nets of all seven systems at full size on this CPU: how long a call takes, ours beside a user's other choices.
 
     python benchmarks/latency.py cifar10-ddim coco-sd14 --batches 1 --batches 8
-    python benchmarks/latency.py                                                    # the README's table, from the file
+    python benchmarks/latency.py                                          # tables of README.md and docs/latency.md
 
 Checkpoints of published systems have random weights, the embedded ones their own. The stages checkpoint, calibrate,
 reconstruct (min-max, rounded to nearest) and deploy prepare them. Every configuration then lives in a process of its
@@ -13,8 +13,8 @@ import contextlib
 import multiprocessing
 import platform
 import re
-import resource
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -82,8 +82,7 @@ def serve(wire: Connection, name: str, folder: Path, batch: int, threads: int) -
         start = time.perf_counter()
         call = configurations.CONFIGURATIONS[name](folder, batch, threads)
         call()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        wire.send({"load_s": time.perf_counter() - start, "peak_mib": peak})
+        wire.send({"load_s": time.perf_counter() - start, "peak_mib": peak_mib()})
         while wire.recv():
             call()
             start = time.perf_counter()
@@ -91,6 +90,16 @@ def serve(wire: Connection, name: str, folder: Path, batch: int, threads: int) -
             wire.send(time.perf_counter() - start)
     except Exception:
         wire.send({"failed": traceback.format_exc()})
+
+
+def peak_mib() -> float | None:
+    """The most memory that this process had, in MiB; None where Linux does not say.
+
+    ``ru_maxrss`` would not do: it is at least what the parent had when this process began.
+    """
+    status = Path("/proc/self/status")
+    found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text() if status.exists() else "", re.MULTILINE)
+    return int(found[1]) / 1024 if found else None
 
 
 class Process:
@@ -164,7 +173,7 @@ def file_size(name: str, folder: Path) -> float | None:
 
 
 def machine(threads: int) -> dict[str, Any]:
-    """The processor as OpenVINO names it, what it can do in 8 and 16 bits, and the versions of what ran."""
+    """The processor as OpenVINO names it, what it can do in 8 and 16 bits, and what ran: versions and commit."""
     flags = set(Path("/proc/cpuinfo").read_text().split()) if platform.system() == "Linux" else set()
     found = {}
     for name in VERSIONS:
@@ -177,30 +186,66 @@ def machine(threads: int) -> dict[str, Any]:
         "instructions": sorted(flags & {"avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16"}),
         "threads": threads,
         "versions": found,
+        "commit": commit(),
     }
+
+
+def commit() -> str | None:
+    """The commit of this project, ``-dirty`` behind it where files differ from it; None without git."""
+    words = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    try:
+        return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def summary(out: Path) -> str:
     """What is in the file as a table in Markdown, a line for a system at a batch size, and the processors below."""
     head = ("network", "batch", "PyTorch fp32", "best float", "best other int8", "`edadm-w8a8`", "`edadm-w4a8`")
-    lines = [(*head, "over PyTorch", "over float", "over int8", "of int8 peak"), ("---",) * 11]
+    lines = [(*head, "over PyTorch", "over float", "over int8", "of int8 peak", "commit")]
+    processors = set()
     for chart in full_size.charts(out):
         ms = {row["configuration"]: row["median_ms"] for row in chart["rows"]}
         kinds = {"float": full_size.FLOAT, "int8": ("nncf", "onnxruntime")}
         best = {kind: min((v for k, v in ms.items() if k.startswith(n)), default=None) for kind, n in kinds.items()}
-        ours, share = ms.get("edadm-w8a8"), chart["share"]
+        ours, share = ms.get(full_size.OURS), chart["share"]
         times = (ms.get(full_size.EAGER), best["float"], best["int8"], ours, ms.get("edadm-w4a8"))
         ratios = [f"{value / ours:.2f}x" if value and ours else "–" for value in times[:3]]
         cells = (f"{value:.1f} ms" if value else "–" for value in times)
-        lines.append((f"`{chart['system']}`", str(chart["batch"]), *cells, *ratios, f"{share:.0%}" if share else "–"))
-    found = read_json(out)["systems"].values()
-    processors = {
-        f"{own['device']} ({', '.join(own['instructions']) or 'no VNNI or AMX found'}), {own['threads']} threads"
-        for own in found
-    }
-    return "\n".join(
-        (*(f"| {' | '.join(line)} |" for line in lines), "", f"Processor: {'; '.join(sorted(processors))}.")
-    )
+        measured = f"{share:.0%}" if share else "–", chart["commit"] or "–"
+        lines.append((f"`{chart['system']}`", str(chart["batch"]), *cells, *ratios, *measured))
+        able = ", ".join(chart["instructions"]) or "no VNNI or AMX found"
+        processors.add(f"{chart['device']} ({able}), {chart['rows'][0]['threads']} threads")
+    return f"{table(lines)}\n\nProcessor: {'; '.join(sorted(processors))}."
+
+
+def table(lines: list[tuple[str, ...]]) -> str:
+    """A table in Markdown; its head is the first line."""
+    head, *rest = lines
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ("---",) * len(head), *rest))
+
+
+def kind(node: str) -> str:
+    """What a type of node of OpenVINO's, as in ``ms_by_node``, is for."""
+    what, kernel = node.split(" ", 1)
+    integers = kernel.lower().endswith("_i8")
+    if integers and what in ("Convolution", "FullyConnected"):
+        return "int8 layers"
+    if what in ("Concat", "Convert", "Interpolate", "Pad", "Reorder", "Reshape", "Transpose", "VariadicSplit"):
+        return "copies"
+    return "int8 products of attention, softmax" if integers else "float: norms, activations, sums"
+
+
+def times_by_kind(out: Path) -> str:
+    """Where the time of a call of one image goes, as a table in Markdown, a line for a system."""
+    kinds = ("int8 layers", "int8 products of attention, softmax", "float: norms, activations, sums", "copies")
+    lines = [("network, `edadm-w8a8`", *kinds)]
+    for system, own in read_json(out)["systems"].items():
+        spent = dict.fromkeys(kinds, 0.0)
+        for node, ms in next(iter(own["runs"].values()))["ms_by_node"]["w8a8-f32"].items():
+            spent[kind(node)] += ms
+        lines.append((f"`{system}`", *(f"{ms / sum(spent.values()):.0%}" for ms in spent.values())))
+    return table(lines)
 
 
 def merged(out: Path, found: Mapping[str, Any]) -> dict[str, Any]:
@@ -211,7 +256,7 @@ def merged(out: Path, found: Mapping[str, Any]) -> dict[str, Any]:
     rows.sort(key=lambda row: (SYSTEMS.index(row["system"]), row["batch"]))
     known = dict(content["systems"])
     for name, own in found["systems"].items():
-        known[name] = own | {"commands": known.get(name, {}).get("commands", {}) | own["commands"]}
+        known[name] = own | {"runs": known.get(name, {}).get("runs", {}) | own["runs"]}
     return {"systems": known, "rows": rows}
 
 
@@ -234,7 +279,7 @@ def main(
     scratch: Path | None,
     out: Path,
 ) -> None:
-    """Measure the systems, if any are named, and print a table of what is in the file."""
+    """Measure the systems, if any are named, and print what is in the file as tables."""
     chosen = [name for name in configurations.available() if name not in without and (not only or name in only)]
     for name in names:
         with tempfile.TemporaryDirectory() as temporary:
@@ -246,15 +291,15 @@ def main(
             write_inputs(folder, max(batches))
             words = " ".join(["python", "benchmarks/latency.py", *sys.argv[1:]])
             command = re.sub(r" --(scratch|out)[ =]\S+", "", words)
-            own = machine(threads) | {"commands": {str(batch): command for batch in batches}}
-            own |= {"gmac": gmac(folder), "int8_gops": configurations.ceiling(threads)}
-            own["ms_by_node"] = {
+            ran = machine(threads) | {"command": command, "int8_gops": configurations.ceiling(threads)}
+            ran["ms_by_node"] = {
                 f"{each}-{body}": configurations.breakdown(folder, each, body, 1, threads)
                 for each, body in (("w8a8", "f32"), ("w8a8", "bf16"))
             }
+            own = {"gmac": gmac(folder), "runs": {str(batch): ran for batch in batches}}
             rows = [row for batch in batches for row in timed(name, chosen, folder, batch, threads, rounds)]
         write_json(out, merged(out, {"systems": {name: own}, "rows": rows}))
-    click.echo(summary(out))
+    click.echo(f"{summary(out)}\n\n{times_by_kind(out)}")
 
 
 if __name__ == "__main__":
