@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -42,6 +43,20 @@ def trajectory_of(network: nn.Module):  # noqa: ANN201
             x = 0.9 * x - 0.2 * output
 
     return trajectory
+
+
+def test_the_feature_is_what_the_middle_attention_reads() -> None:
+    """method.md A.2; of a network without one, what the middle block puts out."""
+    unet, seen = tiny.unet(), []
+    unet.mid_block.attentions[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    unet.mid_block.register_forward_hook(lambda _, args, output: seen.append(output))
+    middle = calibration._MiddleFeatures(unet)
+    unet(*tiny.inputs(2))
+    assert torch.equal(middle.feature, seen[0]) and not torch.equal(seen[0], seen[1])
+    unet.mid_block.attentions[0] = None
+    middle = calibration._MiddleFeatures(unet)
+    unet(*tiny.inputs(2))
+    assert torch.equal(middle.feature, seen[-1])
 
 
 @pytest.mark.parametrize("calibrator", CALIBRATORS)

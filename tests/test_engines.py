@@ -294,12 +294,29 @@ def test_float_fallback_is_an_error(folders, monkeypatch, caplog):
 
 
 @pytest.mark.parametrize("variable", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
-def test_instruction_sets_can_be_forbidden(monkeypatch, variable):
-    monkeypatch.setattr(processor.platform, "machine", lambda: "x86_64")
-    monkeypatch.setenv(variable, "avx512_core")
-    assert not processor.has_int8_dot()
-    monkeypatch.setattr(processor.platform, "machine", lambda: "aarch64")
-    assert processor.has_int8_dot()
+@pytest.mark.parametrize(
+    ("flags", "limits"),
+    [
+        ("avx2 avx512_vnni avx512_bf16", {"": True, "all": True, "avx512_core_vnni": True, "avx512_core": False}),
+        ("avx2 avx512_vnni", {"avx2_vnni": False, "AVX2": False}),
+        ("avx2 avx_vnni", {"": True, "avx2_vnni": True, "avx2": False, "avx512_core_bf16": False}),
+        ("avx2 avx512f", {"": False, "avx512_core_amx": False}),
+        (None, {"": False}),
+    ],
+)
+def test_instruction_sets_are_found_and_can_be_forbidden(monkeypatch, tmp_path, variable, flags, limits):
+    path = tmp_path / "cpuinfo"
+    if flags:
+        path.write_text(f"flags\t\t: fpu {flags}\n")
+    monkeypatch.setattr(processor, "Path", lambda _: path)
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
+    for limit, expected in limits.items():
+        monkeypatch.setenv(variable, limit)
+        monkeypatch.setattr(processor.platform, "machine", lambda: "x86_64")
+        assert processor.has_int8_dot() == expected, limit
+        monkeypatch.setattr(processor.platform, "machine", lambda: "aarch64")
+        assert processor.has_int8_dot()
 
 
 def test_bad_engine_folders_are_refused(folders, tmp_path):

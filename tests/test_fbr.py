@@ -1,6 +1,8 @@
 """FBR on a tiny U-Net: units, gradients, gains, resuming and failing."""
 
 import copy
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from edadm.errors import InputError
 from edadm.params import Recipe, Reconstruction
 from edadm.quantization import fbr
 from edadm.quantization.cache import Cache
-from edadm.quantization.layers import simulated_layers
+from edadm.quantization.layers import COUNTED, Simulated, simulated, simulated_layers
 from edadm.quantization.quantizer import weight_grid
 from edadm.quantization.reconstruction import UnitCheckpoints, quantize
 from edadm.quantization.units import find_units, simulate
@@ -82,28 +84,73 @@ def test_a_paused_pass_gives_the_plain_forward(unet: nn.Module, data: dict[str, 
     assert "forward" not in vars(units[0].module)
 
 
-@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.fixture(params=["unet", "conditional"])
+def every_kind(request: pytest.FixtureRequest) -> tuple[nn.Module, list, list]:
+    """An initialised network with its attention's operands quantized, its units and batches: of images, of tokens."""
+    model = tiny.unet() if request.param == "unet" else tiny.conditional_unet()
+    inputs = tiny.inputs(32, channels=model.config.in_channels)
+    inputs += () if request.param == "unet" else (tiny.context(32, 3),)
+    batches = list(zip(*(value.split(16) for value in inputs), strict=True))
+    with_operands = Recipe(weights=3, activations=8, attention=8, reconstruction=LEARNED)
+    example = tuple(value[:1] for value in batches[0])
+    simulate(model, example, with_operands)
+    fbr.initialise(model, batches, with_operands)
+    return model, find_units(model, example), batches
+
+
+def gradients(
+    network: tuple[nn.Module, list, list], settings: Reconstruction, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, tuple[float, float]]:
+    """Of the last loss: the largest of each layer's rounding (0 for an operand), and that of its or its step size."""
+    model, units, batches = network
+    found = {}
+    learn = fbr.Learner.learn
+
+    def spy(learner: fbr.Learner, *tables: object) -> list[tuple[int, float]]:
+        named = {part: name for name, part in simulated(model).items()}
+        harden = fbr.SimulatedLayer.harden_rounding
+
+        def look(layer: fbr.SimulatedLayer) -> None:
+            for part in learner.parts if layer is learner.layers[0] else ():
+                learned = [getattr(part, "alpha", None), part.input_scale]
+                largest = (0.0 if p is None or p.grad is None else p.grad.abs().max().item() for p in learned)
+                found[named[part]] = tuple(largest)
+            harden(layer)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fbr.SimulatedLayer, "harden_rounding", look)
+            return learn(learner, *tables)
+
+    monkeypatch.setattr(fbr.Learner, "learn", spy)
+    fbr.reconstruct(model, units, batches, settings, lambda _: None, lambda *_: None, Cache())
+    return found
+
+
 def test_gradients_reach_every_rounding_and_step(
-    unet: nn.Module, data: dict[str, torch.Tensor], checkpointed: bool
+    every_kind: tuple[nn.Module, list, list], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, units, batches = prepared(unet, data)
-    if checkpointed:
-        model.enable_gradient_checkpointing()
-    start = {name: layer.input_scale.item() for name, layer in simulated_layers(model).items()}
-    moved: set[str] = set()
-    harden = fbr.SimulatedLayer.harden_rounding
+    """Of a block's own loss: in residual blocks, attention, transformer blocks, single layers."""
+    model, units, _ = every_kind
+    found = gradients(every_kind, replace(LEARNED, iterations=1, layer_loss=0.0), monkeypatch)
+    layers = simulated_layers(model)
+    assert found.keys() == simulated(model).keys() and found.keys() > layers.keys()
+    assert [name for name, (_, step) in found.items() if not step] == []
+    assert [name for name in layers if not found[name][0]] == []
+    assert {type(unit.module).__name__ for unit in units} >= {"ResnetBlock2D"}
 
-    def spy(layer: fbr.SimulatedLayer) -> None:
-        name = next(name for name, other in simulated_layers(model).items() if other is layer)
-        if layer.alpha.grad is not None and layer.alpha.grad.abs().sum() > 0:
-            moved.add(name)
-        harden(layer)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fbr.SimulatedLayer, "harden_rounding", spy)
-        fbr.reconstruct(model, units, batches, LEARNED, lambda _: None, lambda *_: None, Cache())
-    assert moved == set(simulated_layers(model))
-    assert all(layer.input_scale.item() != start[name] for name, layer in simulated_layers(model).items())
+def test_the_layer_loss_alone_reaches_every_layer_but_the_last(
+    every_kind: tuple[nn.Module, list, list], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The released code's does not: it compares outputs that carry no gradient (method.md B.3)."""
+    _, units, _ = every_kind
+    monkeypatch.setattr(fbr, "_sensitivity", lambda *_: {unit.name: torch.zeros(()) for unit in units})
+    found = gradients(every_kind, replace(LEARNED, iterations=1, layer_loss=1.0, fisher=True), monkeypatch)
+    blocks = [unit for unit in units if len(unit.layers) > 1]
+    assert {type(unit.module).__name__ for unit in blocks} >= {"ResnetBlock2D"} and len(blocks) > 3
+    for unit in blocks:
+        reached = tuple(name for name in unit.layers if min(found[name]))
+        assert reached == unit.layers[:-1], unit.name
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -165,6 +212,77 @@ def test_the_loss_is_the_blocks_and_gamma_times_that_of_its_inner_layers(
             expected += layer_loss * (ours - exact).square().sum(1).mean()
     ((_, loss),) = learner.learn(rows, rows, target, layer_targets)
     assert loss == pytest.approx(expected.item(), rel=1e-4)
+
+
+class Block:
+    """A unit's first loss on rows whose quantized inputs are far from the exact ones."""
+
+    def __init__(self, unet: nn.Module, data: dict[str, torch.Tensor]) -> None:
+        self.prepared = prepared(unet, data)
+
+    def loss(self, **changes: object) -> float:
+        settings = {"iterations": 1, "batch": 8, "layer_loss": 0.0, "input_mix": 0.0, "activation_drop": 0.0} | changes
+        unit = next(u for u in copy.deepcopy(self.prepared)[1] if u.name == "down_blocks.0.resnets.0")
+        generator = torch.Generator().manual_seed(4)
+        exact, emb = torch.randn(8, 8, 8, 8, generator=generator), torch.randn(8, 32, generator=generator)
+        calls, other = [Call((exact, emb), {})], [Call((exact + 1, emb), {})]
+        learner = fbr.Learner(unit, Reconstruction(method="fbr", **settings), 0, {})
+        self.unit, self.learner = unit, learner
+        with torch.no_grad():
+            target, inner = fbr._run(unit, calls, "float", Cache(), learner.inner)
+        curve = learner.learn(fbr.Rows(calls, Cache()), fbr.Rows(other, Cache()), target, inner)
+        return curve[-1][1]
+
+
+@pytest.fixture(scope="module")
+def block(unet: nn.Module, data: dict[str, torch.Tensor]) -> Block:
+    return Block(unet, data)
+
+
+def test_activations_are_dropped_and_inputs_mixed(block: Block) -> None:
+    """At first the soft rounding is the float weight: without quantized activations and inputs little is off."""
+    off = block.loss(activation_drop=0.0)
+    assert block.loss(activation_drop=1.0) < 0.05 * off  # what is left are weights beyond the range
+    assert block.loss(activation_drop=0.5) == pytest.approx(off / 2, rel=0.5)
+    mixed = [block.loss(activation_drop=1.0, input_mix=share) for share in (0.0, 0.5, 1.0)]
+    assert mixed[0] < 0.05 * mixed[2] and mixed[0] < mixed[1] < mixed[2]
+
+
+def test_the_rounding_penalty_is_adarounds(block: Block) -> None:
+    """Nagel et al. 2020: sum of 1 - |2h - 1|^beta, where beta has come down to 2 at the end."""
+    added = block.loss(rounding_penalty=0.01) - block.loss()
+    expected = 0.0
+    for layer in simulated_layers(block.prepared[1][3].module).values():
+        scaled = layer.layer.weight / layer.weight_scale.view(-1, *[1] * (layer.layer.weight.dim() - 1))
+        fraction = scaled - scaled.floor()
+        expected += (1 - (2 * fraction - 1).abs() ** 2).sum().item()
+    assert block.prepared[1][3].name == block.unit.name
+    assert added == pytest.approx(0.01 * expected, rel=0.02)
+
+
+def test_both_rates_fall_along_half_a_cosine(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: dict[float, list[float]] = {}
+    step = torch.optim.Adam.step
+
+    def spy(optimizer: torch.optim.Adam, *args: object) -> object:
+        (group,) = optimizer.param_groups
+        rates.setdefault(group["initial_lr"], []).append(group["lr"])
+        return step(optimizer, *args)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", spy)
+    block.loss(iterations=4, rate_rounding=0.05, rate_steps=1e-4)
+    assert rates.keys() == {0.05, 1e-4}
+    for first, used in rates.items():
+        assert used == pytest.approx([first * (1 + math.cos(math.pi * k / 4)) / 2 for k in range(4)])
+
+
+def test_every_activation_is_counted() -> None:
+    """More than float32 counts to."""
+    part, x = Simulated(8), torch.zeros(5 * COUNTED)
+    x[0] = 1.0
+    for part.mode in ("range", "histogram"):
+        part.activations(x)
+    assert part.observed.histogram.sum().item() == x.numel() > 2**24
 
 
 def test_fisher_weights_reach_the_loss(unet: nn.Module, data: dict[str, torch.Tensor], tmp_path: Path) -> None:
@@ -302,7 +420,11 @@ def test_bad_weights_and_losses_name_their_place(
 ) -> None:
     broken = copy.deepcopy(unet)
     broken.conv_in.weight[0, 0, 0, 0] = float("nan")
-    with pytest.raises(InputError, match="conv_in: its weights hold NaN"):
+    with pytest.raises(InputError, match="conv_in: its weight holds NaN"):
+        quantize(broken, data, recipe(), tmp_path, "mark")
+    broken = copy.deepcopy(unet)
+    broken.mid_block.resnets[0].norm1.weight[2] = float("nan")
+    with pytest.raises(InputError, match="^mid_block.resnets.0.norm1: its weight holds NaN"):
         quantize(broken, data, recipe(), tmp_path, "mark")
     bad = {**data, "x": data["x"].clone()}
     bad["x"][3] = float("inf")

@@ -17,6 +17,7 @@ from edadm.quantization.quantizer import (
 
 GAMMA, ZETA = -0.1, 1.1  # the stretch of AdaRound's rectified sigmoid (Nagel et al. 2020)
 BINS = 2048
+COUNTED = 2**22  # values at a time: torch counts in float32, which ends at 2**24
 
 
 @dataclass
@@ -51,7 +52,9 @@ class Simulated(nn.Module):
             self.observed.smallest = torch.minimum(torch.tensor(self.observed.smallest), x.min().cpu()).item()
             self.observed.largest = torch.maximum(torch.tensor(self.observed.largest), x.max().cpu()).item()
         else:
-            counts = torch.histc(x.float(), BINS, self.observed.smallest, self.observed.largest).cpu()
+            parts = x.float().flatten().split(COUNTED)
+            ends = self.observed.smallest, self.observed.largest
+            counts = sum(torch.histc(part, BINS, *ends).cpu().double() for part in parts)
             self.observed.histogram = counts + (0 if self.observed.histogram is None else self.observed.histogram)
 
     def set_range(self, ranges: str) -> None:

@@ -105,8 +105,6 @@ def _replace(root: nn.Module, name: str, module: nn.Module) -> None:
 def _problem(module: nn.Module) -> str | None:
     """What keeps a module from taking part in a quantized network, or None."""
     if isinstance(module, LAYERS):
-        if not torch.isfinite(module.weight).all():
-            return "its weights hold NaN or infinity"
         if isinstance(module, nn.Conv2d) and (module.padding_mode != "zeros" or isinstance(module.padding, str)):
             return f"convolutions with padding {module.padding!r} of mode {module.padding_mode!r} cannot be quantized"
         return None
@@ -127,12 +125,15 @@ def simulate(unet: nn.Module, inputs: tuple, recipe: Recipe) -> nn.Module:
     """Replace, in place, every convolution and linear layer of ``unet``, and the recipe's attention, by a simulation.
 
     ``inputs`` are example arguments of one forward pass (to see which shortcuts read a skip concatenation). Raises
-    InputError naming the layer when there is one that has no integer form here, or has weights that are not finite.
+    InputError naming the layer that has no integer form here, or the module that has numbers which are not finite.
     """
     for name, module in unet.named_modules():
         problem = _problem(module)
         if problem:
             raise InputError(f"{name}: {problem}")
+        for key, value in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            if not torch.isfinite(value).all():
+                raise InputError(f"{name}: its {key} holds NaN or infinity")
     named = {name: module for name, module in unet.named_modules() if isinstance(module, LAYERS)}
     for key in ("eight_bit", "sixteen_bit_inputs"):
         missing = [name for name in getattr(recipe, key) if name not in named]

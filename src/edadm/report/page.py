@@ -48,6 +48,7 @@ def _recipe(recipe: Any, calibrator: str) -> dict[str, str]:
         "8-bit weights in": _eight_bit(recipe),
         "16-bit inputs of": ", ".join(recipe.sixteen_bit_inputs) or "no layer",
         "Split shortcut": "yes" if recipe.split_shortcut else "no",
+        "Attention's operands": "float32" if recipe.attention == 32 else f"{recipe.attention} bits",
         "Calibration": calibrator.upper(),
         "Rounding": "to nearest",
     }
@@ -59,6 +60,7 @@ def _recipe(recipe: Any, calibrator: str) -> dict[str, str]:
         "Iterations": f"{learned.iterations:,} of {learned.batch}",
         "Learning rates": f"{learned.rate_rounding:g} rounding, {learned.rate_steps:g} steps",
         "Weight of layer loss": f"{learned.layer_loss:g}",
+        "Fisher weights": "yes" if learned.fisher else "no",
         "Input mix": f"{learned.input_mix:g}",
         "Activation drop": f"{learned.activation_drop:g}",
         "Rounding penalty": f"{learned.rounding_penalty:g}",
