@@ -37,7 +37,9 @@ def in_int8(*compiled: ov.CompiledModel, names: set[str] = frozenset(), count: i
 def counted(integer: int, total: int, count: int | None) -> bool:
     """Whether all of a graph's layers are ``integer`` ones and, if it is known, ``count``.
 
-    Without VNNI there may be more, for those of large weights are two; on other processors than x86 some are float.
+    Without VNNI there may be more, for those of large weights are two; on other processors than x86 some are float, and
+    groups are layers of their own.
     """
-    as_many = count in (None, total) or (total > count and not processor.has_int8_dot())
+    usual = processor.is_x86() and processor.has_int8_dot()
+    as_many = count in (None, total) or (total > count and not usual)
     return as_many and (integer == total or not processor.is_x86())

@@ -24,7 +24,7 @@ from edadm.engines import verify, cpu, processor, reference
 from edadm.errors import InputError
 from edadm.evaluation import latency
 from edadm.params import EngineParams, LatencyParams
-from edadm.quantization import checkpoint
+from edadm.quantization import checkpoint, network
 from edadm.quantization.integer_layer import IntegerLayer
 from edadm.quantization.quantizer import weight_grid
 
@@ -148,6 +148,44 @@ def test_cpu_layer_is_exact_and_runs_in_int8(case, zero, extreme):
     assert in_int8(compiled, names={"layer"}, count=1)
     found = torch.from_numpy(compiled([x.numpy()])[0])
     assert relative_error(found, reference.IntegerReference(layer)(x)) <= 1e-6
+
+
+def test_a_layer_whose_sums_could_leave_32_bits_is_refused():
+    ((shape, _, geometry),) = WIDE.values()
+    with pytest.raises(InputError, match="the sum of a channel can leave 32 bits"):
+        random_layer(shape, geometry, input_bits=16, extreme=True)
+    layer = random_layer(shape, geometry, extreme=True)
+    one = torch.zeros_like(layer.weight)
+    one[0, 0] = 127
+    dataclasses.replace(layer, weight=one, input_bits=16)  # it is the weights that count, not their number
+
+
+@pytest.mark.parametrize(
+    ("make", "size"),
+    [
+        *((tiny.unet, size) for size in (16, 24, 22)),
+        *((tiny.conditional_unet, size) for size in (24, 21)),
+        (tiny.autoencoder, 21),
+    ],
+)
+def test_a_network_traced_on_a_smaller_image_is_the_same(tmp_path, monkeypatch, make, size):
+    """Of sides that halve evenly at each level, and that do not."""
+    model = make()
+    checkpoint.save(tmp_path / "fp32", checkpoint.unet_config(model), {}, model.state_dict(), {})
+    loaded = checkpoint.load(tmp_path / "fp32")
+    shapes = {"x": [-1, 4]} if make is tiny.autoencoder else network.shapes(loaded.config)
+    shapes["x"] = [*shapes["x"][:2], size, size]
+    files = []
+    for side in (engines.graph._traced, lambda side, levels: side):
+        monkeypatch.setattr(engines.graph, "_traced", side)
+        ov.save_model(build_graph(loaded, shapes), tmp_path / "model.xml", compress_to_fp16=False)
+        files.append([(tmp_path / f"model.{end}").read_bytes() for end in ("xml", "bin")])
+    assert files[0] == files[1]
+
+
+def test_the_image_that_a_network_is_traced_with_is_small_and_as_odd():
+    found = {side: engines.graph._traced(side, 3) for side in (4, 8, 13, 32, 64, 44, 45)}
+    assert found == {4: 4, 8: 8, 13: 13, 32: 8, 64: 8, 44: 12, 45: 13}
 
 
 def test_a_linear_layer_reads_integers_without_a_zero_point():

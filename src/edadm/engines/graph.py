@@ -55,6 +55,8 @@ def build_graph(
     types = {name: ov.Type.f32 for name in shapes} | {"t": t_type, "label": ov.Type.i64}
     dtypes = {ov.Type.f32: torch.float32, ov.Type.i64: torch.int64}
     lengths = {name: [1 if length < 0 else length for length in shape] for name, shape in shapes.items()}
+    levels = len(traced.config.block_out_channels)
+    lengths["x"][2:] = [_traced(side, levels) for side in lengths["x"][2:]]
     with torch.no_grad(), warnings.catch_warnings():
         # diffusers' checks of channel counts become constants: they hold for every batch
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
@@ -90,6 +92,14 @@ def build_graph(
         else:
             node.set_friendly_name(f"{node.get_type_name()}_{number}")
     return graph
+
+
+def _traced(side: int, levels: int) -> int:
+    """The side of an image that a network for those of ``side`` is traced with: where it is much less, so is the time.
+
+    The trace is the same: a size of the image enters as such, and is odd at the same levels.
+    """
+    return min(side, 2**levels + side % 2**levels)
 
 
 def normalize_by_channels(graph: ov.Model) -> None:

@@ -67,8 +67,10 @@ class IntegerLayer:
         zero = self.input_zero_point
         if not isinstance(zero, int) or not 0 <= zero < 2**self.input_bits:
             raise InputError(f"input_zero_point {zero!r} is not in 0..{2**self.input_bits - 1}")
-        if self.weight.flatten(1).abs().sum(1, dtype=torch.int64).max() * (2**self.input_bits - 1) >= 2**31:
-            raise InputError("the sum of a channel can leave 32 bits")
+        if -least * self.weight[0].numel() * (2**self.input_bits - 1) >= 2**31:  # else no weights could
+            sums = self.weight.flatten(1).abs().sum(1, dtype=torch.int64)
+            if sums.max() * (2**self.input_bits - 1) >= 2**31:
+                raise InputError("the sum of a channel can leave 32 bits")
 
     @property
     def is_convolution(self) -> bool:
