@@ -6,8 +6,10 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import forked
 import pytest
 import yaml
 
@@ -55,7 +57,8 @@ class Workspace:
         }
 
     def call(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(words, cwd=self.folder, env=self.environment, **PIPED)
+        run = forked.run if words[0] in forked.COMMANDS else partial(subprocess.run, **PIPED)
+        done = run(words, cwd=self.folder, env=self.environment)
         assert not check or done.returncode == 0, f"{words}\n{done.stdout[-6000:]}"
         return done
 

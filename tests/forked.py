@@ -1,0 +1,34 @@
+"""Snakemake and DVC as a shell starts them, in forks of one process that has imported them: half of their time."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+
+COMMANDS = ("snakemake", "dvc")
+_processes = multiprocessing.get_context("forkserver")
+_processes.set_forkserver_preload(["snakemake.cli", "dvc.cli.parser", "dvc.repo.index", "dvc.repo.reproduce"])
+
+
+def run(words: Sequence[str], cwd: Path, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """One of ``COMMANDS`` with its arguments; what it writes to standard error is in the output as well."""
+    with tempfile.NamedTemporaryFile("r") as output:
+        process = _processes.Process(target=_command, args=(words, cwd, dict(env), output.name))
+        process.start()
+        process.join()
+        return subprocess.CompletedProcess(words, process.exitcode, output.read())
+
+
+def _command(words: Sequence[str], cwd: Path, env: dict[str, str], output: str) -> None:
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(cwd)
+    file = os.open(output, os.O_WRONLY | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.argv = list(words)
+    sys.exit(import_module(f"{words[0]}.cli").main())
