@@ -1,5 +1,6 @@
 """What ships under assets/ is what its hashes and configurations say, and works on real images."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -66,6 +67,11 @@ def test_other_images_under_the_same_names_are_refused(tmp_path: Path) -> None:
     for name in fashion_mnist.SHA256:
         (tmp_path / name).write_bytes(b"\0\0\x08\x01" + b"\0\0\0\x01" + b"x")
     with pytest.raises(InputError, match="not the published file"):
+        fashion_mnist.load("train", tmp_path)
+    for name in fashion_mnist.SHA256:
+        (tmp_path / name).unlink()
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(b"x" * 99)[:10] + b"\xff" * 20)
+    with pytest.raises(InputError, match="cannot read"):
         fashion_mnist.load("train", tmp_path)
     with pytest.raises(InputError, match="dataset-fashion-mnist"):
         fashion_mnist.load("train", tmp_path / "nowhere")

@@ -12,7 +12,7 @@ import torch
 import yaml
 from command_line import call
 from diffusers import DDIMScheduler
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from edadm import engines
 from edadm.cli import build
@@ -74,7 +74,9 @@ def documented_block() -> dict:
     return yaml.safe_load((ROOT / "docs" / "add-a-system.md").read_text().split("```yaml")[1].split("```")[0])
 
 
-def test_a_latent_conditional_system_is_added_by_its_block(added: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_latent_conditional_system_is_added_by_its_block(
+    added: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = Path("results", added)
     checkpoint, calibration = str(folder / "checkpoint"), str(folder / "tdac.safetensors")
     assert call("checkpoint", added, "--out", checkpoint) == 0
@@ -125,6 +127,28 @@ def test_a_latent_conditional_system_is_added_by_its_block(added: str, monkeypat
     compared += ("--calibration", calibration, "--images", "4", "--out", str(folder / "verify.json"))
     assert call("verify", *compared) == 0
     assert json.loads((folder / "verify.json").read_text())["worst_layer_error"] <= 1e-6
+
+    capsys.readouterr()
+    # what is of another system or has no such name is one line, before anything is computed
+    assert "unknown variant 'w9a9'" in refused(capsys, "metrics", added, "w9a9", *measured)
+    other = Path("other.safetensors")
+    save_file({"x": torch.randn(8, 1, 8, 8), "t": torch.arange(8)}, other)
+    mixed = [str(other) if word == calibration else word for word in compared]
+    of_other = "are of another system: the network takes x (4, 8, 8), t (), context (-1, 12)"
+    assert of_other in refused(capsys, "verify", *mixed)
+    mixed = ("--checkpoint", checkpoint, "--calibration", str(other), "--scratch", "s", "--out", "none")
+    assert of_other in refused(capsys, "reconstruct", added, "w8a8", *mixed)
+    mixed = ("--checkpoint", checkpoint, "--calibration", str(other), "--quantized", str(folder / "w8a8/quantized"))
+    assert of_other in refused(capsys, "layer-errors", *mixed, "--out", "none")
+    assert not Path("none").exists()
+
+
+def test_outputs_whose_description_goes_beside_them_are_named_so(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn = ("--checkpoint", "c", "--out", "out.json")
+    assert "ends with .safetensors" in refused(capsys, "calibrate", SYSTEM, "tdac", *drawn)
+    assert "ends with .npz" in refused(capsys, "reference", SYSTEM, "--out", "out.json")
 
 
 def test_unknown_names(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -170,6 +170,7 @@ def test_unknown_names(accessor: str) -> None:
         ("latency.rounds", True, ["True", "a whole number"]),
         (f"{SYSTEM}.sampler.eta", 10**400, ["a number"]),
         (f"{SYSTEM}.checkpoint.source", 5, ["5", "a text, a folder"]),
+        (f"{SYSTEM}.reference.statistics", "", ["'' is not allowed", "a file"]),
         ("variants.w4a8.split_shortcut", 1, ["1", "true or false"]),
         ("variants", {8: REAL["variants"]["w8a8"]}, ["8", "names"]),
         ("runs", {}, ["empty"]),

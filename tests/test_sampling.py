@@ -165,7 +165,7 @@ def test_guidance_changes_the_image_and_needs_a_condition(tmp_path: Path) -> Non
         last(PIXELS, 3.0)
 
 
-@pytest.mark.parametrize("only", ["3/3", "0/2", "-1/3", "1", "a/b"])
+@pytest.mark.parametrize("only", ["3/3", "0/2", "-1/3", "1", "a/b", "²/3"])
 def test_a_shard_that_does_not_exist_is_one_line(tmp_path: Path, only: str) -> None:
     with pytest.raises(InputError, match=f"--shard {only}: (this set has 3 shards|give it as I/N)"):
         run(tmp_path, only=only)

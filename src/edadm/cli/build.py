@@ -5,9 +5,19 @@ from pathlib import Path
 
 import click
 
-from edadm.cli.options import DEVICE, FILE, FOLDER, PROTOCOL, REPEAT, compute_device, with_params, with_threads
+from edadm.cli.options import (
+    DEVICE,
+    FILE,
+    FOLDER,
+    PROTOCOL,
+    REPEAT,
+    compute_device,
+    ends_with,
+    with_params,
+    with_threads,
+)
 from edadm.files import as_csv, atomic_write, clear, read_json, sources_sha256, write_json
-from edadm.params import Params
+from edadm.params import CALIBRATORS, Params
 
 
 @click.command()
@@ -50,13 +60,13 @@ def checkpoint(params: Params, system: str, random: bool, out: Path) -> None:
 
 @click.command()
 @click.argument("system")
-@click.argument("calibrator")
+@click.argument("calibrator", type=click.Choice(CALIBRATORS))
 @click.option("--checkpoint", "folder", type=FOLDER, required=True)
 @REPEAT
 @click.option("--out", type=FILE, required=True, help="A .safetensors file; a .json of the same name goes beside it.")
 @with_threads("threads")
 def calibrate(params: Params, system: str, calibrator: str, folder: Path, repeat: int, out: Path) -> None:
-    """Draw the calibration set of a SYSTEM with a CALIBRATOR (tdac, uniform, normal)."""
+    """Draw the calibration set of a SYSTEM with a CALIBRATOR."""
     import torch
 
     from edadm.evaluation.sampling import draw
@@ -64,6 +74,7 @@ def calibrate(params: Params, system: str, calibrator: str, folder: Path, repeat
     from edadm.systems.folder import WEIGHTS
     from edadm.systems.system import load, load_unet
 
+    ends_with(out, ".safetensors")
     settings = params.system(system, repeat)
     device = compute_device(params)
     loaded, unet = load(folder), load_unet(folder).to(device)

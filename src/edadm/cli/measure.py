@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from edadm.cli.options import DEVICE, FILE, FOLDER, PROTOCOL, REPEAT, with_params, with_threads
+from edadm.cli.options import DEVICE, FILE, FOLDER, PROTOCOL, REPEAT, ends_with, with_params, with_threads
 from edadm.errors import InputError
 from edadm.files import write_json
 from edadm.params import Params
@@ -26,6 +26,7 @@ def reference(params: Params, system: str, out: Path) -> None:
     from edadm.params import ImagesParams
     from edadm.systems import download
 
+    ends_with(out, ".npz")
     settings = params.system(system).reference
     if not isinstance(settings, ImagesParams):
         references.fetch(settings, out)
@@ -72,6 +73,8 @@ def metrics(
     from edadm.systems import download
 
     settings = params.system(system, repeat)
+    if variant not in {run.variant for run in params.published.runs.values() if run.system == system}:
+        params.variant(variant)
     published = isinstance(settings.reference, ImagesParams)
     tools = params.published.tools
     scorer = None

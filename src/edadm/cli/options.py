@@ -23,6 +23,12 @@ REPEAT = click.option(
 )
 
 
+def ends_with(out: Path, suffix: str) -> None:
+    """InputError unless ``out`` is named so: what describes it goes beside it, under the same name with another."""
+    if out.suffix != suffix:
+        raise InputError(f"--out {out}: give a name that ends with {suffix}")
+
+
 def compute_device(params: parameters.Params) -> str:
     """Where networks are calibrated, reconstructed and trained; InputError when it is not there."""
     import torch

@@ -52,6 +52,7 @@ def layer_errors(unet: nn.Module, quantized: Path, inputs: tuple[Tensor, ...]) -
     bits = {name.partition(".parts.")[0]: layer.bits for name, layer in loaded.layers.items()}
     if _architecture(loaded.config) != _architecture(checkpoint.unet_config(unet)):
         raise InputError(f"{quantized}: not the quantized network of this checkpoint, their configurations differ")
+    network.check_inputs(loaded.config, inputs)
     integer = checkpoint.build_unet(loaded, reference.IntegerReference, integer_product)
     kept: dict[str, Tensor] = {}
     sums: dict[str, Tensor] = {}  # by layer in execution order: squares of the signal, of the noise, of its own noise

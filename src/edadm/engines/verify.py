@@ -22,6 +22,7 @@ from edadm.errors import InputError
 from edadm.files import read_json
 from edadm.quantization import checkpoint
 from edadm.quantization.integer_layer import IntegerLayer
+from edadm.quantization.network import check_inputs
 
 BATCH = 32
 TOGETHER = 16  # layers in one graph: each compilation takes its time, and the inputs of all would take memory
@@ -116,6 +117,8 @@ def verify(quantized: Path, engine: Path, x: Tensor, *rest: Tensor, threads: int
     loaded = checkpoint.load(quantized)
     if read_json(Path(engine) / "engine.json").get("quantized_sha256") != checkpoint.fingerprint(quantized):
         raise InputError(f"{engine}: not made of {quantized}; `edadm deploy` makes one of it")
+    if rest:
+        check_inputs(loaded.config, (x, *rest))
     integers = layer_inputs(loaded, *(value[:4] for value in (x, *rest)))
     errors = layer_errors(loaded.layers, integers)
     compiled = cpu.load(engine, min(len(x), BATCH), threads=threads)

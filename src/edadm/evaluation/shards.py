@@ -70,7 +70,7 @@ class Shards:
 
     def _number(self, shard: str) -> int:
         index, _, count = shard.partition("/")
-        if not (index.isdigit() and count.isdigit()):
+        if not (index.isdecimal() and count.isdecimal()):
             raise InputError(f"--shard {shard}: give it as I/N, as in 0/2")
         number = len(self.seeds)
         if int(count) != number or int(index) >= number:

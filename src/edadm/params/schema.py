@@ -158,7 +158,7 @@ class ReferenceParams(Settings):
 
     extractor: str = one_of("garment-classifier")
     """Feature extractor of the metrics."""
-    statistics: str
+    statistics: str = checked("a file", bool)
     """The real images' statistics in its features."""
 
 

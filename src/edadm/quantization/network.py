@@ -72,6 +72,17 @@ def shapes(config: Mapping[str, Any], size: tuple[int, int] | None = None) -> di
     return {name: known[name] for name in names}
 
 
+def check_inputs(config: Mapping[str, Any], inputs: Sequence[Tensor]) -> None:
+    """InputError unless a U-Net of this configuration takes ``inputs``, (n, …) each, of any size of image."""
+    wanted = shapes(config, tuple(inputs[0].shape[2:]))
+    pairs = [(list(value.shape[1:]), shape[1:]) for value, shape in zip(inputs, wanted.values(), strict=False)]
+    same = all(len(a) == len(b) and all(y in (-1, x) for x, y in zip(a, b, strict=True)) for a, b in pairs)
+    if len(inputs) != len(wanted) or not same:
+        found = ", ".join(str(tuple(value.shape[1:])) for value in inputs)
+        taken = ", ".join(f"{name} {tuple(shape[1:])}" for name, shape in wanted.items())
+        raise InputError(f"the inputs, of shapes {found} each, are of another system: the network takes {taken}")
+
+
 def _width(widths: int | Sequence[int]) -> int:
     """The width of a context, which may be given block by block."""
     known = set(widths) if isinstance(widths, list | tuple) else {widths}

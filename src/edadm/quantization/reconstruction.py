@@ -20,6 +20,7 @@ from edadm.quantization.attention import QuantizedAttention, Scales, attentions
 from edadm.quantization.cache import Cache
 from edadm.quantization.integer_layer import IntegerLayer
 from edadm.quantization.layers import Simulated, SimulatedLayer, SplitShortcut, simulated_layers
+from edadm.quantization.network import check_inputs
 from edadm.quantization.units import find_units, simulate
 
 BATCH = 32  # rows of the calibration set per forward pass
@@ -174,6 +175,7 @@ def run(
             (folder / "losses.csv").write_text(_losses_csv([]))
         return
     data = calibration.read(calibration_file)
+    check_inputs(checkpoint.unet_config(unet), calibration.inputs(data))
     described = json.dumps(asdict(recipe), sort_keys=True)
     networks = [("", unet, unet, recipe, calibration.inputs(data))]
     if autoencoder.FOLDER in recipe.quantize:

@@ -6,6 +6,7 @@ any other folder with the same four files does as well, since their hashes are c
 
 import gzip
 import hashlib
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,7 @@ def _read_idx(folder: Path, name: str) -> np.ndarray:
         )
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"Fashion-MNIST: cannot read {path}: {error}") from error
     if hashlib.sha256(raw).hexdigest() != SHA256[name]:
         raise InputError(f"Fashion-MNIST: {path} is not the published file (its SHA-256 differs)")
