@@ -31,10 +31,8 @@ fi
 echo "sh benchmarks/arm.sh FOLDER $*"
 date -u +%F
 qemu-aarch64-static --version | head -n 1
-for package in openvino torch diffusers numpy; do
-	.venv/bin/python -c "from importlib.metadata import Distribution as D, distributions as found
-path = ['$folder/site'] + __import__('sys').path
-print('$package', next(found(name='$package', path=path)).version)"
-done
+PYTHONPATH=$folder/site .venv/bin/python -c "from importlib.metadata import version
+for package in ('openvino', 'torch', 'diffusers', 'numpy'):
+    print(package, version(package))"
 PYTHONHOME=$folder/root/usr PYTHONPATH=src:tests:$folder/site:.venv/lib/python3.11/site-packages \
 	qemu-aarch64-static -L "$folder/root" "$folder/root/usr/bin/python3.11" -m pytest -p no:cacheprovider "$@"

@@ -36,7 +36,7 @@ from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from edadm.engines.reference import Network
-from edadm.files import read_json, write_json
+from edadm.files import as_markdown, read_json, write_json
 from edadm.quantization import checkpoint
 from edadm.report import full_size
 from edadm.systems import system as systems
@@ -46,6 +46,7 @@ SYSTEMS = ("fashion-ddim", "fashion-ldm", "cifar10-ddim", "church-ldm8", "bedroo
 VARIANTS = ("fp32", "w8a8", "w4a8")
 FREE = 6000  # MiB that must stay available: with less, weights that PyTorch has mapped (counted as such) are read again
 VERSIONS = ("torch", "openvino", "nncf", "onnxruntime", "diffusers")
+KINDS = ("int8 layers", "int8 products of attention, softmax", "float: norms, activations, sums", "copies")
 FILES = {"pytorch": "checkpoint/unet", "openvino": "fp32/engine", "onnxruntime": "onnxruntime"}
 
 
@@ -202,8 +203,8 @@ def commit() -> str | None:
 def summary(out: Path) -> str:
     """What is in the file as a table in Markdown, a line for a system at a batch size, and the processors below."""
     head = ("network", "batch", "PyTorch fp32", "best float", "best other int8", "`edadm-w8a8`", "`edadm-w4a8`")
-    lines = [(*head, "over PyTorch", "over float", "over int8", "of int8 peak", "commit")]
-    processors = set()
+    head += ("over PyTorch", "over float", "over int8", "of int8 peak", "commit")
+    lines, processors = [], set()
     for chart in full_size.charts(out):
         ms = {row["configuration"]: row["median_ms"] for row in chart["rows"]}
         kinds = {"float": full_size.FLOAT, "int8": ("nncf", "onnxruntime")}
@@ -216,36 +217,30 @@ def summary(out: Path) -> str:
         lines.append((f"`{chart['system']}`", str(chart["batch"]), *cells, *ratios, *measured))
         able = ", ".join(chart["instructions"]) or "no VNNI or AMX found"
         processors.add(f"{chart['device']} ({able}), {chart['rows'][0]['threads']} threads")
-    return f"{table(lines)}\n\nProcessor: {'; '.join(sorted(processors))}."
-
-
-def table(lines: list[tuple[str, ...]]) -> str:
-    """A table in Markdown; its head is the first line."""
-    head, *rest = lines
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ("---",) * len(head), *rest))
+    return f"{as_markdown(head, lines)}\n\nProcessor: {'; '.join(sorted(processors))}."
 
 
 def kind(node: str) -> str:
-    """What a type of node of OpenVINO's, as in ``ms_by_node``, is for."""
+    """Which of ``KINDS`` a type of node of OpenVINO's, as in ``ms_by_node``, is."""
+    layers, products, floats, copies = KINDS
     what, kernel = node.split(" ", 1)
     integers = kernel.lower().endswith("_i8")
     if integers and what in ("Convolution", "FullyConnected"):
-        return "int8 layers"
+        return layers
     if what in ("Concat", "Convert", "Interpolate", "Pad", "Reorder", "Reshape", "Transpose", "VariadicSplit"):
-        return "copies"
-    return "int8 products of attention, softmax" if integers else "float: norms, activations, sums"
+        return copies
+    return products if integers else floats
 
 
 def times_by_kind(out: Path) -> str:
     """Where the time of a call of one image goes, as a table in Markdown, a line for a system."""
-    kinds = ("int8 layers", "int8 products of attention, softmax", "float: norms, activations, sums", "copies")
-    lines = [("network, `edadm-w8a8`", *kinds)]
+    lines = []
     for system, own in read_json(out)["systems"].items():
-        spent = dict.fromkeys(kinds, 0.0)
+        spent = dict.fromkeys(KINDS, 0.0)
         for node, ms in next(iter(own["runs"].values()))["ms_by_node"]["w8a8-f32"].items():
             spent[kind(node)] += ms
         lines.append((f"`{system}`", *(f"{ms / sum(spent.values()):.0%}" for ms in spent.values())))
-    return table(lines)
+    return as_markdown((f"network, `{full_size.OURS}`", *KINDS), lines)
 
 
 def merged(out: Path, found: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,14 +3,15 @@
 import os
 from pathlib import Path
 
+from edadm.files import as_markdown
+
 DOCUMENT = Path(__file__).parent.parent / "docs" / "reliability.md"
 WRITE = "EDADM_WRITE_RELIABILITY"
 
 
 def agrees(name: str, columns: list[str], rows: list[list[str]]) -> None:
     """Check that the table after the comment ``name`` in the document is just this; or write it there, if asked to."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    table = as_markdown(columns, rows) + "\n"
     text = DOCUMENT.read_text()
     mark = f"<!-- made by tests/test_faults.py: {name} -->\n"
     before, found, after = text.partition(mark)

@@ -103,27 +103,19 @@ def gradients(
 ) -> dict[str, tuple[float, float]]:
     """Of the last loss: the largest of each layer's rounding (0 for an operand), and that of its or its step size."""
     model, units, batches = network
-    found = {}
-    learn = fbr.Learner.learn
+    rounding: dict[nn.Module, float] = {}
+    harden = fbr.SimulatedLayer.harden_rounding
 
-    def spy(learner: fbr.Learner, *tables: object) -> list[tuple[int, float]]:
-        named = {part: name for name, part in simulated(model).items()}
-        harden = fbr.SimulatedLayer.harden_rounding
+    def look(layer: fbr.SimulatedLayer) -> None:
+        rounding[layer] = largest(layer.alpha)
+        harden(layer)
 
-        def look(layer: fbr.SimulatedLayer) -> None:
-            for part in learner.parts if layer is learner.layers[0] else ():
-                learned = [getattr(part, "alpha", None), part.input_scale]
-                largest = (0.0 if p is None or p.grad is None else p.grad.abs().max().item() for p in learned)
-                found[named[part]] = tuple(largest)
-            harden(layer)
+    def largest(parameter: nn.Parameter) -> float:
+        return 0.0 if parameter.grad is None else parameter.grad.abs().max().item()
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(fbr.SimulatedLayer, "harden_rounding", look)
-            return learn(learner, *tables)
-
-    monkeypatch.setattr(fbr.Learner, "learn", spy)
+    monkeypatch.setattr(fbr.SimulatedLayer, "harden_rounding", look)
     fbr.reconstruct(model, units, batches, settings, lambda _: None, lambda *_: None, Cache())
-    return found
+    return {name: (rounding.get(part, 0.0), largest(part.input_scale)) for name, part in simulated(model).items()}
 
 
 def test_gradients_reach_every_rounding_and_step(
@@ -227,7 +219,7 @@ class Block:
         exact, emb = torch.randn(8, 8, 8, 8, generator=generator), torch.randn(8, 32, generator=generator)
         calls, other = [Call((exact, emb), {})], [Call((exact + 1, emb), {})]
         learner = fbr.Learner(unit, Reconstruction(method="fbr", **settings), 0, {})
-        self.unit, self.learner = unit, learner
+        self.unit = unit
         with torch.no_grad():
             target, inner = fbr._run(unit, calls, "float", Cache(), learner.inner)
         curve = learner.learn(fbr.Rows(calls, Cache()), fbr.Rows(other, Cache()), target, inner)
@@ -252,11 +244,10 @@ def test_the_rounding_penalty_is_adarounds(block: Block) -> None:
     """Nagel et al. 2020: sum of 1 - |2h - 1|^beta, where beta has come down to 2 at the end."""
     added = block.loss(rounding_penalty=0.01) - block.loss()
     expected = 0.0
-    for layer in simulated_layers(block.prepared[1][3].module).values():
+    for layer in simulated_layers(block.unit.module).values():
         scaled = layer.layer.weight / layer.weight_scale.view(-1, *[1] * (layer.layer.weight.dim() - 1))
         fraction = scaled - scaled.floor()
         expected += (1 - (2 * fraction - 1).abs() ** 2).sum().item()
-    assert block.prepared[1][3].name == block.unit.name
     assert added == pytest.approx(0.01 * expected, rel=0.02)
 
 

@@ -104,6 +104,11 @@ def _cell(value: Any) -> str:
     return "" if value is None else str(value)
 
 
+def as_markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown, without a line break at its end."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
+
+
 def as_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     """The ``columns`` of the rows as the text of a CSV file, None as nothing."""
     text = io.StringIO()

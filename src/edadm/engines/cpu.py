@@ -75,10 +75,7 @@ class CpuEngine:
 
     def _check(self, name: str, shape: list[int], value: Tensor) -> None:
         """InputError unless ``value`` is of ``shape`` and type: OpenVINO takes any, and computes with what it had."""
-        fits = value.dim() == len(shape) and all(
-            size in (-1, own) for size, own in zip(shape, value.shape, strict=True)
-        )
-        if not fits:
+        if not network.fits(value, shape):
             wanted = ", ".join("any" if size == -1 else str(size) for size in shape)
             raise InputError(f"{name} is {tuple(value.shape)}, not ({wanted})")
         if name in self._whole and value.is_floating_point():

@@ -72,12 +72,15 @@ def shapes(config: Mapping[str, Any], size: tuple[int, int] | None = None) -> di
     return {name: known[name] for name in names}
 
 
+def fits(value: Tensor, shape: Sequence[int]) -> bool:
+    """Whether a tensor is of ``shape``, in which -1 is any size."""
+    return value.dim() == len(shape) and all(size in (-1, own) for size, own in zip(shape, value.shape, strict=True))
+
+
 def check_inputs(config: Mapping[str, Any], inputs: Sequence[Tensor]) -> None:
     """InputError unless a U-Net of this configuration takes ``inputs``, (n, …) each, of any size of image."""
     wanted = shapes(config, tuple(inputs[0].shape[2:]))
-    pairs = [(list(value.shape[1:]), shape[1:]) for value, shape in zip(inputs, wanted.values(), strict=False)]
-    same = all(len(a) == len(b) and all(y in (-1, x) for x, y in zip(a, b, strict=True)) for a, b in pairs)
-    if len(inputs) != len(wanted) or not same:
+    if len(inputs) != len(wanted) or not all(map(fits, inputs, wanted.values())):
         found = ", ".join(str(tuple(value.shape[1:])) for value in inputs)
         taken = ", ".join(f"{name} {tuple(shape[1:])}" for name, shape in wanted.items())
         raise InputError(f"the inputs, of shapes {found} each, are of another system: the network takes {taken}")

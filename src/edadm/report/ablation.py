@@ -4,7 +4,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from edadm.files import as_csv, atomic_write, read_json
+from edadm.files import as_csv, as_markdown, atomic_write, read_json
 from edadm.params import Params
 from edadm.report.tables import pick, ratio
 
@@ -55,11 +55,11 @@ def summary(found: list[dict[str, Any]]) -> str:
             return "–"
         return f"{value:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
 
-    lines = [("recipe", "calibration", "FID", "FID / fp32", "IS", "PSNR to fp32, dB"), ("---",) * 6]
+    lines = []
     for row in found:
         cells = (cell(row, name, digits) for name, digits in zip(MEASURES, (2, 3, 2, 1), strict=True))
         lines.append((f"`{row['variant']}`", row["calibrator"], *cells))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return as_markdown(("recipe", "calibration", "FID", "FID / fp32", "IS", "PSNR to fp32, dB"), lines)
 
 
 def write(params: Params, results: Path, out: Path) -> str:
