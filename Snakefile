@@ -23,9 +23,8 @@ configfile: "params.yaml"
 
 stages = Stages()
 if workflow.is_main_process:
-    for stage, why in stages.sync().items():
-        if why != "has not run":
-            logger.info(f"changed: {stage}: {why}")
+    for line in stages.sync():
+        logger.info(line)
 
 REPRO = "python workflow/repro.py"
 ENGINE = EngineParams(**config["engine"])

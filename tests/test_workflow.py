@@ -131,6 +131,13 @@ def test_full_protocol_is_a_target_of_its_own(space: Workspace) -> None:
     space.snakemake("full")
     assert set(space.ran()) == full
     assert "up to date" in space.call("dvc", "repro", "full/dvc.yaml").stdout
+    # of a change one line a stage, without those that follow from it, and one for the target that nobody asked for
+    source = "src/edadm/evaluation/metrics.py"
+    space.edit(source, "\n", "\n# a comment\n")
+    said = [line for line in space.snakemake("-n").stdout.splitlines() if line.startswith("changed: ")]
+    assert said == [f"changed: metrics@{run}: {source} modified" for run in RUNS] + [
+        f"changed: stages of full/dvc.yaml ({len(RUNS)}): see `dvc status full/dvc.yaml`"
+    ]
 
 
 def test_ablation_is_a_target_of_its_own(space: Workspace) -> None:

@@ -18,6 +18,7 @@ import re
 import shutil
 import sys
 import time
+from collections import Counter
 from functools import cache
 from pathlib import Path
 from typing import IO
@@ -37,6 +38,7 @@ param.load_path = cache(param.load_path)
 STAMPS = Path(".stamps")
 RUNNING = ".running"  # in STAMPS: locked by the Snakemake that runs here
 SNAKEMAKE_LOCKS = Path(".snakemake/locks")
+DEFAULT, NOT_RUN = "dvc.yaml", "has not run"
 FRESH = 946684800  # the one modification time of every stamp that sync writes
 POLL = 0.5  # seconds between two looks at what another process does
 
@@ -81,7 +83,7 @@ class Stages:
         with self.repo.lock:
             for name, stage in self.stages.items():
                 if not any(out.hash_info for out in stage.outs):
-                    found[name] = "has not run"
+                    found[name] = NOT_RUN
                     continue
                 why = ["command changed"] if stage.changed_stage() else []
                 for entry in [*stage.deps, *stage.outs]:
@@ -92,14 +94,14 @@ class Stages:
                     found[name] = ", ".join(why)
         return found
 
-    def sync(self) -> dict[str, str]:
-        """Let the stamps say what DVC finds; returns what changed, with the reasons.
+    def sync(self) -> list[str]:
+        """Let the stamps say what DVC finds; returns a line for each change that others do not follow from.
 
         A stage has a stamp when neither it nor one that it builds on changed. All stamps that sync writes have one
         time, so none is newer than another. While another Snakemake runs in this folder, the stamps are left alone.
         """
         if not self._is_alone():
-            return {}
+            return []
         prune()
         changed = self.changed()
         stale = set(changed)
@@ -113,7 +115,15 @@ class Stages:
             path = STAMPS / name
             path.touch()
             os.utime(path, (FRESH, FRESH))
-        return changed
+        first = {name: why for name, why in changed.items() if not stale.intersection(self.upstream[name])}
+        return self._lines({name: why for name, why in first.items() if why != NOT_RUN})
+
+    def _lines(self, changed: dict[str, str]) -> list[str]:
+        """Of dvc.yaml why each stage changed; of files that only targets of their own ask for how many did."""
+        files = Counter(self.stages[name].relpath for name in changed)
+        lines = [f"changed: {name}: {why}" for name, why in changed.items() if self.stages[name].relpath == DEFAULT]
+        others = [(file, count) for file, count in files.items() if file != DEFAULT]
+        return lines + [f"changed: stages of {file} ({count}): see `dvc status {file}`" for file, count in others]
 
     def _is_alone(self) -> bool:
         """Whether no other Snakemake runs here. What a killed one left is cleared away then.
