@@ -42,6 +42,15 @@ def test_distances_match_a_double_loop(features: torch.Tensor) -> None:
     assert torch.allclose(tdac.pairwise_distances(features).float(), expected, atol=1e-5)
 
 
+def test_scores_of_a_few_samples_at_a_time_add_up(features: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = tdac.pairwise_distances(features), tdac.diversity(features)
+    monkeypatch.setattr(tdac, "AT_ONCE", 2 * features[:, 0].numel())  # 2 of the 3
+    parts = [part.shape[1] for part in tdac._few_samples(list(features))]
+    assert parts == [2, 1]
+    for found, expected in zip((tdac.pairwise_distances(features), tdac.diversity(list(features))), whole, strict=True):
+        assert torch.allclose(found, expected, rtol=1e-12)
+
+
 def test_equal_features_give_equal_shares() -> None:
     allocation = tdac.allocate(torch.ones(7, 2, 3, 1, 1), samples=21, diversity_weight=1.2, radius=0.3)
     assert allocation.counts.tolist() == [3] * 7

@@ -36,7 +36,7 @@ class _MiddleFeatures:
         self.feature = feature.cpu()  # the scores are computed there, whatever the network's device
 
 
-def _radius(features: Tensor, params: CalibrationParams) -> float:
+def _radius(features: list[Tensor], params: CalibrationParams) -> float:
     given = params.radius is not None, params.radius_quantile is not None
     if given == (True, False):
         return params.radius
@@ -46,7 +46,7 @@ def _radius(features: Tensor, params: CalibrationParams) -> float:
 
 
 def _allocation(
-    calibrator: str, features: Tensor, params: CalibrationParams, generator: torch.Generator
+    calibrator: str, features: list[Tensor], params: CalibrationParams, generator: torch.Generator
 ) -> tdac.Allocation:
     """TDAC's scores in any case, since the report shows them, and the counts of the ``calibrator``."""
     scored = tdac.allocate(features, params.samples, params.diversity_weight, _radius(features, params))
@@ -82,7 +82,7 @@ def collect(
     if not first:
         raise InputError("calibration: no call of this U-Net was seen while the first images were drawn")
     generator = torch.Generator().manual_seed(params.seed)
-    allocation = _allocation(calibrator, torch.stack(features), params, generator)
+    allocation = _allocation(calibrator, features, params, generator)
     steps = [timestep for timestep, _ in first]
     drawn = torch.repeat_interleave(torch.arange(len(steps)), allocation.counts)
     drawn = drawn[torch.randperm(len(drawn), generator=generator)]

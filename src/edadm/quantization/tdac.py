@@ -1,10 +1,20 @@
-"""TDAC: which steps the calibration set is drawn from (density and diversity of mid-block features)."""
+"""TDAC: which steps the calibration set is drawn from (density and diversity of mid-block features).
 
+Features are (T, n, ...), or T tensors (n, ...) of n samples. The scores are sums over samples: they are computed in
+float64 of a few samples at a time, since a copy of all features in it can be larger than memory.
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+
+AT_ONCE = 2**24  # values
+
+Features = Tensor | Sequence[Tensor]
 
 
 @dataclass(frozen=True)
@@ -23,32 +33,42 @@ def _normalise(scores: Tensor) -> Tensor:
     return torch.zeros_like(scores) if spread <= 0 else (scores - scores.min()) / spread
 
 
-def pairwise_distances(features: Tensor) -> Tensor:
-    """Mean squared difference of features (T, ...) for every pair of steps, (T, T) float64, diagonal 0."""
-    flat = features.flatten(1).double()
-    squares = flat.square().sum(1)
-    distances = (squares[:, None] + squares[None, :] - 2 * flat @ flat.T).clamp_min(0) / flat.shape[1]
+def _few_samples(features: Features) -> Iterator[Tensor]:
+    """The features in float64, (T, some of the samples, ...) at a time."""
+    samples = len(features[0])
+    size = max(1, AT_ONCE * samples // (len(features) * features[0].numel()))
+    for start in range(0, samples, size):
+        yield torch.stack([step[start : start + size] for step in features]).double()
+
+
+def pairwise_distances(features: Features) -> Tensor:
+    """Mean squared difference of features (T, n, ...) for every pair of steps, (T, T) float64, diagonal 0."""
+    products = sum(part.flatten(1) @ part.flatten(1).T for part in _few_samples(features))
+    squares = products.diagonal()
+    distances = (squares[:, None] + squares[None, :] - 2 * products).clamp_min(0) / features[0].numel()
     return distances.fill_diagonal_(0)
 
 
-def density(features: Tensor, radius: float) -> Tensor:
-    """For each step of features (T, ...) the number of other steps within ``radius``, normalised to [0, 1]."""
+def density(features: Features, radius: float) -> Tensor:
+    """For each step of features (T, n, ...) the number of other steps within ``radius``, normalised to [0, 1]."""
     near = pairwise_distances(features) <= radius
     return _normalise((near.sum(1) - 1).double())
 
 
-def diversity(features: Tensor) -> Tensor:
+def diversity(features: Features) -> Tensor:
     """For each step of features (T, n, c, ...): the sum over other steps, samples and places of 1 - cosine over c.
 
     Normalised to [0, 1]. As sums of unit vectors: sum_j cos(f_i, f_j) = u_i . sum_j u_j.
     """
-    units = F.normalize(features.double(), dim=2, eps=1e-6)
-    places = features[0].numel() / features.shape[2]
-    cosines = (units * units.sum(0)).flatten(1).sum(1) - units.square().flatten(1).sum(1)
+    places = features[0].numel() / features[0].shape[1]
+    cosines = torch.zeros(len(features), dtype=torch.float64)
+    for part in _few_samples(features):
+        units = F.normalize(part, dim=2, eps=1e-6)
+        cosines += (units * (units.sum(0) - units)).flatten(1).sum(1)
     return _normalise((len(features) - 1) * places - cosines)
 
 
-def radius_from_quantile(features: Tensor, quantile: float) -> float:
+def radius_from_quantile(features: Features, quantile: float) -> float:
     """The ``quantile`` of the distances between different steps; of a single step, 0."""
     if len(features) == 1:
         return 0.0
@@ -72,7 +92,7 @@ def apportion(weights: Tensor, total: int) -> Tensor:
     return counts
 
 
-def allocate(features: Tensor, samples: int, diversity_weight: float, radius: float) -> Allocation:
+def allocate(features: Features, samples: int, diversity_weight: float, radius: float) -> Allocation:
     """Distribute ``samples`` over the T steps of features (T, n, c, h, w): weight D + lambda V."""
     dense, diverse = density(features, radius), diversity(features)
     counts = apportion(dense + diversity_weight * diverse, samples)
