@@ -10,7 +10,6 @@ the quantized unit, fed by its quantized predecessors, gives the full-precision 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +23,7 @@ from edadm.quantization.layers import SimulatedLayer, set_mode, simulated, simul
 from edadm.quantization.network import forward
 from edadm.quantization.quantizer import coin_flips
 from edadm.quantization.units import Unit
-from edadm.quantization.walk import Call, PausedPass, intercepted
+from edadm.quantization.walk import PausedPasses, Rows, intercepted
 
 CURVE_POINTS = 10  # of the loss curve, per unit
 STEP_FLOOR = 1e-8
@@ -92,33 +91,6 @@ def initialise(unet: nn.Module, batches: list[tuple[Tensor, ...]], recipe: Recip
     set_mode(unet, "quantized")
 
 
-class Rows:
-    """A unit's calls over all batches as one table of rows, from which random mini-batches are drawn."""
-
-    def __init__(self, calls: list[Call], cache: Cache) -> None:
-        sizes = [len(call.args[0]) for call in calls]
-        first = calls[0]
-        self.count = sum(sizes)
-        self.device = first.args[0].device  # of the unit; the tables are in RAM
-
-        def joined(pick: Callable[[Call], Any]) -> Any:
-            value = pick(first)
-            per_row = isinstance(value, Tensor) and value.dim() > 0 and len(value) == sizes[0]
-            return cache.gather(map(pick, calls), self.count) if per_row else value
-
-        self.args = [joined(lambda call, i=i: call.args[i]) for i in range(len(first.args))]
-        self.kwargs = {key: joined(lambda call, key=key: call.kwargs[key]) for key in first.kwargs}
-
-    def take(self, rows: Tensor) -> Call:
-        """The call of the given rows."""
-
-        def taken(value: Any) -> Any:
-            per_row = isinstance(value, Tensor) and value.shape[:1] == (self.count,)
-            return value[rows].to(self.device) if per_row else value
-
-        return Call(tuple(taken(a) for a in self.args), {key: taken(v) for key, v in self.kwargs.items()})
-
-
 class _Outputs:
     """Collects what the given layers put out during a forward pass."""
 
@@ -139,17 +111,17 @@ class _Outputs:
 
 
 def _run(
-    unit: Unit, calls: list[Call], mode: str, cache: Cache, inner: Iterable[SimulatedLayer] = ()
+    unit: Unit, rows: Rows, mode: str, cache: Cache, inner: Iterable[SimulatedLayer] = ()
 ) -> tuple[Tensor, list[Tensor]]:
-    """The outputs of the unit, and of its layers ``inner``, for all rows of ``calls``, as tables."""
+    """The outputs of the unit, and of its layers ``inner``, for all calls of ``rows``, as tables."""
     set_mode(unit.module, mode)
     tables: list[Tensor] = []
-    count, start = sum(len(call.args[0]) for call in calls), 0
+    start = 0
     with _Outputs(inner) as outputs:
-        for call in calls:
+        for call in rows.calls:
             outputs.seen.clear()
             found = [unit.module(*call.args, **call.kwargs), *outputs.seen]
-            tables = tables or [cache.empty((count, *each.shape[1:]), each.dtype) for each in found]
+            tables = tables or [cache.empty((rows.count, *each.shape[1:]), each.dtype) for each in found]
             for table, each in zip(tables, found, strict=True):
                 table[start : start + len(each)] = each
             start += len(found[0])
@@ -316,30 +288,28 @@ def reconstruct(
     sensitivity = _sensitivity(unet, units, batches, settings) if settings.fisher else {}
     sizes = [len(inputs[0]) for inputs in batches]
     with intercepted(units):
-        full = [PausedPass(unet, inputs) for inputs in batches]
-        quantized = [PausedPass(unet, inputs) for inputs in batches]
+        full, quantized = (PausedPasses(unet, batches, cache) for _ in range(2))
         for index, unit in enumerate(tqdm(units, desc="reconstruction", unit="unit")):
             learner = Learner(unit, settings, index, sensitivity)
-            calls, quantized_calls = ([each.call for each in passes] for passes in (full, quantized))
             found = restore(index)
-            target, layer_targets = _run(unit, calls, "float", cache, learner.inner if found is None else ())
+            target, layer_targets = _run(unit, full.rows, "float", cache, learner.inner if found is None else ())
             targets = target.split(sizes)
             if found is None:
-                before = output_error(_run(unit, quantized_calls, "quantized", cache)[0].split(sizes), targets)
-                curve = learner.learn(Rows(calls, cache), Rows(quantized_calls, cache), target, layer_targets)
-                outputs = _run(unit, quantized_calls, "quantized", cache)[0].split(sizes)
+                before = output_error(_run(unit, quantized.rows, "quantized", cache)[0].split(sizes), targets)
+                curve = learner.learn(full.rows, quantized.rows, target, layer_targets)
+                outputs = _run(unit, quantized.rows, "quantized", cache)[0].split(sizes)
                 if settings.bias_correction:
                     correct_bias(unit.module, learner.layers, outputs, targets)
-                    outputs = _run(unit, quantized_calls, "quantized", cache)[0].split(sizes)
+                    outputs = _run(unit, quantized.rows, "quantized", cache)[0].split(sizes)
                 result = UnitResult(unit.name, unit.kind, curve, before, output_error(outputs, targets))
                 keep(index, unit_state(unit), result)
             else:
                 state, result = found
                 load_unit_state(unit, state)
-                outputs = _run(unit, quantized_calls, "quantized", cache)[0].split(sizes)
+                outputs = _run(unit, quantized.rows, "quantized", cache)[0].split(sizes)
             results.append(result)
-            for paused, output in zip((*full, *quantized), (*targets, *outputs), strict=True):
-                paused.resume(output.to(batches[0][0].device))
+            for passes, given in ((full, targets), (quantized, outputs)):
+                passes.resume([output.to(batches[0][0].device) for output in given])
     set_mode(unet, "quantized")
     return results
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-
 AT_ONCE = 2**24  # values
 
 Features = Tensor | Sequence[Tensor]
