@@ -10,15 +10,24 @@ All learn the same units with the same layers, losses, optimisers and number of 
   in full precision and once quantized. Its quantizer is a chain of PyTorch's operations that autograd follows;
 - published_schedule: that, with our quantizer. So it says what the schedule alone costs.
 
-The architecture is that of the CIFAR-10 model (35.7 million parameters at the default width), with random weights.
-The three run in turn, ``--rounds`` times; medians count. Writes a JSON with the seconds per step, the seconds per unit
-for a calibration set and a number of steps as published, the growth of resident memory, and the errors reached.
+The architecture is that of the CIFAR-10 model (35.7 million parameters at the default width), with random weights. It
+writes a JSON with
+
+- the seconds per step, and per unit for a calibration set and a number of steps as published: medians of ``--rounds``
+  rounds, in which the three run in turn;
+- the memory: how much the process's own (anonymous) memory grows while a unit is learned, in a new process for each
+  unit and schedule, for two numbers of calibration rows. Ours keeps more of each row, since it never runs a row again;
+  in ``ours_in_files`` these tables are files mapped into memory (``limits.cache_mib: 0``);
+- the errors that the units of a narrower network reach after so many steps that rounding is decided, for several seeds.
 """
 
 import copy
+import ctypes
 import json
-import platform
+import multiprocessing
+import re
 import statistics
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,7 +38,7 @@ from pathlib import Path
 import edadm  # noqa: F401  (mends torchvision before diffusers)
 
 import click  # isort: skip
-import psutil
+import openvino as ov
 import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
@@ -40,10 +49,12 @@ from edadm.quantization import fbr
 from edadm.quantization.cache import Cache
 from edadm.quantization.layers import Simulated, set_mode
 from edadm.quantization.units import Unit, find_units, simulate
-from edadm.quantization.walk import Call
+from edadm.quantization.walk import Call, Rows
 
 Batches = list[tuple[Tensor, ...]]
 PUBLISHED = ((5000, 1024), (1000, 2048))  # steps per unit and calibration rows: CIFAR-10 and LSUN, ImageNet
+MEMORY_UNITS = 4
+LEARNED = {"width": 32, "rows": 128, "batch": 16, "steps": 300, "units": 5, "seeds": 3}  # to compare errors
 
 
 def cifar_unet(width: int) -> nn.Module:
@@ -65,18 +76,23 @@ def cifar_unet(width: int) -> nn.Module:
 
 
 class Memory:
-    """The growth of resident memory within the block, in bytes, sampled every few milliseconds."""
+    """The growth of the process's anonymous memory within the block, in bytes, sampled every few milliseconds."""
 
     def __enter__(self) -> "Memory":
-        self.process, self.done = psutil.Process(), threading.Event()
-        self.start = self.peak = self.process.memory_info().rss
+        ctypes.CDLL(None).malloc_trim(0)
+        self.done = threading.Event()
+        self.start = self.peak = self._now()
         self.thread = threading.Thread(target=self._watch)
         self.thread.start()
         return self
 
+    @staticmethod
+    def _now() -> int:
+        return 1024 * int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
     def _watch(self) -> None:
         while not self.done.wait(0.005):
-            self.peak = max(self.peak, self.process.memory_info().rss)
+            self.peak = max(self.peak, self._now())
 
     def __exit__(self, *_: object) -> None:
         self.done.set()
@@ -84,25 +100,28 @@ class Memory:
         self.growth = self.peak - self.start
 
 
-def ours(unet: nn.Module, units: list[Unit], chosen: set[int], batches: Batches, settings: Reconstruction) -> list:
+def ours(
+    unet: nn.Module,
+    units: list[Unit],
+    chosen: set[int],
+    batches: Batches,
+    settings: Reconstruction,
+    cache: Cache | None = None,
+) -> list:
     """Learn the chosen units with fbr.reconstruct; the others are passed as if they had been learned before."""
-    rows, learned, memory = {}, [], None
+    rows, learned = {}, []
 
     def restore(index: int) -> tuple | None:
-        nonlocal memory
         finish(index - 1)
         if index not in chosen:
             return fbr.unit_state(units[index]), fbr.UnitResult(units[index].name, units[index].kind, [], 0.0, 0.0)
-        memory = Memory()
-        memory.__enter__()
         rows[index] = {"started": time.perf_counter()}
         return None
 
     def finish(index: int) -> None:
         """A unit's time ends where the next one's begins, so that it includes advancing the inputs."""
         if index in chosen:
-            memory.__exit__()
-            rows[index] |= {"seconds": time.perf_counter() - rows[index].pop("started"), "bytes": memory.growth}
+            rows[index] |= {"seconds": time.perf_counter() - rows[index].pop("started")}
 
     original = fbr.Learner.learn
 
@@ -114,7 +133,7 @@ def ours(unet: nn.Module, units: list[Unit], chosen: set[int], batches: Batches,
 
     fbr.Learner.learn = learn
     try:
-        results = fbr.reconstruct(unet, units, batches, settings, restore, lambda *_: None, Cache())
+        results = fbr.reconstruct(unet, units, batches, settings, restore, lambda *_: None, cache or Cache())
     finally:
         fbr.Learner.learn = original
     finish(len(units) - 1)
@@ -172,7 +191,7 @@ def published_quantizer() -> Iterator[None]:
         Simulated.activations = ours
 
 
-def published_learning(learner: fbr.Learner, full: fbr.Rows, quantized: fbr.Rows, target: Tensor) -> None:
+def published_learning(learner: fbr.Learner, full: Rows, quantized: Rows, target: Tensor) -> None:
     """The published code's loop: three forwards a step, the gradients of two of them, targets of layers every time."""
     settings, module, generator = learner.settings, learner.unit.module, learner.generator
     set_mode(module, "quantized")
@@ -223,20 +242,20 @@ def published_schedule(
 ) -> list:
     """Learn the chosen units with the published schedule and our quantizer."""
     rows = []
+    count = sum(len(inputs[0]) for inputs in batches)
     for index in sorted(chosen):
         unit, before = units[index], time.perf_counter()
-        with Memory() as memory:
-            calls, targets = prefix(unet, unit, batches, "float")
-            quantized_calls, _ = prefix(unet, unit, batches, "quantized")
-            tables = fbr.Rows(calls, Cache()), fbr.Rows(quantized_calls, Cache()), torch.cat(targets)
-            started = time.perf_counter()
-            published_learning(fbr.Learner(unit, settings, index, {}), *tables)
-            learning = time.perf_counter() - started
-        seconds = time.perf_counter() - before
+        calls, targets = prefix(unet, unit, batches, "float")
+        quantized_calls, _ = prefix(unet, unit, batches, "quantized")
+        tables = (Rows(each, count, Cache()) for each in (calls, quantized_calls))
+        learner, target = fbr.Learner(unit, settings, index, {}), torch.cat(targets)
+        started = time.perf_counter()
+        published_learning(learner, *tables, target)
+        ended = time.perf_counter()
         with torch.no_grad():
             outputs = [unit.module(*call.args, **call.kwargs) for call in quantized_calls]
         error = fbr.output_error(outputs, targets)
-        rows.append({"seconds": seconds, "bytes": memory.growth, "learning": learning, "error": error})
+        rows.append({"seconds": ended - before, "learning": ended - started, "error": error})
     return rows
 
 
@@ -256,8 +275,6 @@ def summary(rounds: list[list[dict]], units: list[str], steps: int) -> list[dict
                 "unit": name,
                 "seconds_per_step": middle["learning"] / steps,
                 "seconds_besides_steps": middle["seconds"] - middle["learning"],
-                "peak_mib": middle["bytes"] / 2**20,
-                "error": middle["error"],
             }
         )
     return found
@@ -272,7 +289,79 @@ def ratios(theirs: list[dict], ours: list[dict], iterations: int, growth: float)
         return found | {"seconds_per_unit": whole}
 
     above, below = sums(theirs), sums(ours)
-    return {key: above[key] / below[key] for key in above if below[key]}  # small units show no growth of memory
+    return {key: above[key] / below[key] for key in above}
+
+
+Prepared = tuple[nn.Module, list[Unit], Batches]
+
+
+def prepared(width: int, rows: int) -> Prepared:
+    """The network of ``width`` as it is before learning, its units, and ``rows`` random inputs."""
+    generator = torch.Generator().manual_seed(1)
+    x, t = torch.randn(rows, 3, 32, 32, generator=generator), torch.randint(0, 1000, (rows,), generator=generator)
+    batches = list(zip(x.split(32), t.split(32), strict=True))
+    recipe = Recipe(weights=4, activations=8, reconstruction=Reconstruction(method="fbr"))
+    unet = cifar_unet(width)
+    example = tuple(value[:1] for value in batches[0])
+    simulate(unet, example, recipe)
+    fbr.initialise(unet, batches, recipe)
+    return unet, find_units(unet, example), batches
+
+
+def spread(units: list[Unit], count: int) -> set[int]:
+    """The places of ``count`` units, evenly spread."""
+    return {round(place * (len(units) - 1) / max(count - 1, 1)) for place in range(count)}
+
+
+def run(
+    schedule: Callable, network: Prepared, chosen: set[int], settings: Reconstruction, **further: object
+) -> list[dict]:
+    """Learn the chosen units of a copy of ``network``, so that each run begins with the same state."""
+    unet, _, batches = network
+    copied = copy.deepcopy(unet)
+    units = find_units(copied, tuple(value[:1] for value in batches[0]))
+    return schedule(copied, units, chosen, batches, settings, **further)
+
+
+def growth(schedule: str, width: int, rows: int, batch: int, index: int, threads: int) -> int:
+    """The growth of memory, in bytes, while unit ``index`` is learned by the schedule of that name."""
+    torch.set_num_threads(threads)
+    settings = Reconstruction(method="fbr", iterations=2, batch=batch)
+    network = prepared(width, rows)
+    with tempfile.TemporaryDirectory() as folder, Memory() as memory:
+        in_files = {"cache": Cache(Path(folder), 0)} if schedule == "ours_in_files" else {}
+        run(globals()[schedule.removesuffix("_in_files")], network, {index}, settings, **in_files)
+    return memory.growth
+
+
+def memory(width: int, samples: int, batch: int, threads: int) -> list[dict]:
+    """The growth of memory by unit, schedule and number of rows, each in a process of its own."""
+    units = prepared(width, 1)[1]
+    found = []
+    for index in sorted(spread(units, MEMORY_UNITS)):
+        for rows in (samples, 2 * samples):
+            entry = {"unit": units[index].name, "rows": rows}
+            for schedule in ("ours", "ours_in_files", "published"):
+                with multiprocessing.get_context("spawn").Pool(1) as alone:
+                    bytes_ = alone.apply(growth, (schedule, width, rows, batch, index, threads))
+                entry[f"{schedule}_mib"] = bytes_ / 2**20
+            found.append(entry)
+    return found
+
+
+def errors(width: int, rows: int, batch: int, steps: int, units: int, seeds: int) -> dict[str, float]:
+    """The sum of the units' errors as published over ours, of several seeds."""
+    found = []
+    for seed in range(seeds):
+        settings = Reconstruction(method="fbr", iterations=steps, batch=batch, seed=seed)
+        network = prepared(width, rows)
+        theirs, own = (
+            sum(row["error"] for row in run(schedule, network, spread(network[1], units), settings))
+            for schedule in (published, ours)
+        )
+        found.append(theirs / own)
+    spread_ = statistics.stdev(found) if seeds > 1 else 0.0
+    return {"mean": statistics.mean(found), "standard_deviation": spread_}
 
 
 @click.command()
@@ -287,27 +376,15 @@ def ratios(theirs: list[dict], ours: list[dict], iterations: int, growth: float)
 def main(width: int, samples: int, batch: int, steps: int, count: int, rounds: int, threads: int, out: Path) -> None:
     """Measure the schedules on the same units and write a JSON."""
     torch.set_num_threads(threads)
-    generator = torch.Generator().manual_seed(1)
-    x, t = torch.randn(samples, 3, 32, 32, generator=generator), torch.randint(0, 1000, (samples,), generator=generator)
-    batches = list(zip(x.split(32), t.split(32), strict=True))
     settings = Reconstruction(method="fbr", iterations=steps, batch=batch)
-    recipe = Recipe(weights=4, activations=8, reconstruction=settings)
-    unet = cifar_unet(width)
-    example = tuple(value[:1] for value in batches[0])
-    simulate(unet, example, recipe)
-    fbr.initialise(unet, batches, recipe)
-    units = find_units(unet, example)
-    chosen = {round(place * (len(units) - 1) / max(count - 1, 1)) for place in range(count)}
-
-    def run(schedule: Callable, rows: Batches, settings: Reconstruction) -> list[dict]:
-        network = copy.deepcopy(unet)  # each begins with the same state
-        return schedule(network, find_units(network, example), chosen, rows, settings)
-
-    run(published, batches[:1], replace(settings, iterations=1))  # warms up
+    network = prepared(width, samples)
+    _, units, batches = network
+    chosen = spread(units, count)
+    run(published, (*network[:2], batches[:1]), chosen, replace(settings, iterations=1))  # warms up
     measured = {schedule: [] for schedule in (ours, published_schedule, published)}
     for _ in range(rounds):
         for schedule, found in measured.items():
-            found.append(run(schedule, batches, settings))
+            found.append(run(schedule, network, chosen, settings))
     names = [units[index].name for index in sorted(chosen)]
     found = {schedule.__name__: summary(of_it, names, steps) for schedule, of_it in measured.items()}
     compared = {
@@ -317,11 +394,13 @@ def main(width: int, samples: int, batch: int, steps: int, count: int, rounds: i
         }
         for name in ("published", "published_schedule")
     }
+    compared["error_published_over_ours"] = LEARNED | errors(**LEARNED)
     content = {
-        "machine": {"processor": platform.processor() or platform.machine(), "threads": threads},
+        "machine": {"processor": ov.Core().get_property("CPU", "FULL_DEVICE_NAME"), "threads": threads},
         "torch": torch.__version__,
         "settings": {"width": width, "samples": samples, "batch": batch, "steps": steps, "rounds": rounds},
         **compared,
+        "memory": memory(width, samples, batch, threads),
         **found,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
