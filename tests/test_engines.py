@@ -299,6 +299,17 @@ def test_bf16_body_keeps_integer_layers(folders):
         assert relative_error(engine(x, t), reference.load(folders / "w8a8")(x, t)) < 0.2
 
 
+def test_what_was_compiled_is_kept(folders, tmp_path):
+    x, t = tiny.inputs(4)
+    expected = cpu.load(folders / "w4a8-cpu", 4, threads=1)(x, t)
+    kept = set()
+    for _ in range(2):
+        engine = engines.load(folders / "w4a8-cpu", 4, threads=1, cache_dir=tmp_path)
+        assert torch.equal(engine(x, t), expected)
+        kept.add(tuple(sorted((file.name, file.stat().st_mtime_ns) for file in tmp_path.glob("*.blob"))))
+    assert len(kept) == 1 and kept != {()}  # nothing was compiled the second time
+
+
 def test_full_precision_engine(folders):
     x, t = tiny.inputs(5)
     engine = engines.load(folders / "fp32-cpu", 2, threads=1)
