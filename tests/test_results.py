@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-RESULTS = Path(__file__).parent.parent / "results"
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "results"
 FULL, DEMO = "metrics-full.json", "metrics.json"
 SIZES = ("quantized_file_bytes", "payload_bytes", "arithmetic_bytes")
 
@@ -36,6 +37,13 @@ def test_a_person_would_know_the_garments() -> None:
     found = metrics("fashion-ddim", "fp32", FULL)
     assert found["confident_share"] >= 0.85
     assert all(0.05 <= share <= 0.15 for share in found["class_shares"])
+    real = json.loads((ROOT / "assets/garment-classifier/reference.json").read_text())
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    for of_it, words in (
+        (found, "FID {:.2f}, and the classifier is sure of {:.0%}"),
+        (real, "it is {:.2f} and {:.0%}"),
+    ):
+        assert words.format(of_it["fid"], of_it["confident_share"]).replace("%", " %") in readme
 
 
 def test_every_layer_runs_in_int8_and_is_exact() -> None:
