@@ -269,6 +269,22 @@ def load_unit_state(unit: Unit, state: dict[str, Tensor]) -> None:
                 getattr(part, key).copy_(state[f"{name}.{key}"])
 
 
+def _learned(learner: Learner, full: Rows, quantized: Rows, cache: Cache) -> tuple[UnitResult, Tensor, Tensor]:
+    """How learning a unit went, its exact outputs and its quantized ones."""
+    unit, sizes = learner.unit, [len(call.args[0]) for call in full.calls]
+    target, layer_targets = _run(unit, full, "float", cache, learner.inner)
+    targets = target.split(sizes)
+    before = output_error(_run(unit, quantized, "quantized", cache)[0].split(sizes), targets)
+    curve = learner.learn(full, quantized, target, layer_targets)
+    del layer_targets
+    output, _ = _run(unit, quantized, "quantized", cache)
+    if learner.settings.bias_correction:
+        correct_bias(unit.module, learner.layers, output.split(sizes), targets)
+        output, _ = _run(unit, quantized, "quantized", cache)
+    result = UnitResult(unit.name, unit.kind, curve, before, output_error(output.split(sizes), targets))
+    return result, target, output
+
+
 @torch.no_grad()
 def reconstruct(
     unet: nn.Module,
@@ -292,24 +308,17 @@ def reconstruct(
         for index, unit in enumerate(tqdm(units, desc="reconstruction", unit="unit")):
             learner = Learner(unit, settings, index, sensitivity)
             found = restore(index)
-            target, layer_targets = _run(unit, full.rows, "float", cache, learner.inner if found is None else ())
-            targets = target.split(sizes)
             if found is None:
-                before = output_error(_run(unit, quantized.rows, "quantized", cache)[0].split(sizes), targets)
-                curve = learner.learn(full.rows, quantized.rows, target, layer_targets)
-                outputs = _run(unit, quantized.rows, "quantized", cache)[0].split(sizes)
-                if settings.bias_correction:
-                    correct_bias(unit.module, learner.layers, outputs, targets)
-                    outputs = _run(unit, quantized.rows, "quantized", cache)[0].split(sizes)
-                result = UnitResult(unit.name, unit.kind, curve, before, output_error(outputs, targets))
+                result, target, output = _learned(learner, full.rows, quantized.rows, cache)
                 keep(index, unit_state(unit), result)
             else:
                 state, result = found
                 load_unit_state(unit, state)
-                outputs = _run(unit, quantized.rows, "quantized", cache)[0].split(sizes)
+                target, _ = _run(unit, full.rows, "float", cache)
+                output, _ = _run(unit, quantized.rows, "quantized", cache)
             results.append(result)
-            for passes, given in ((full, targets), (quantized, outputs)):
-                passes.resume([output.to(batches[0][0].device) for output in given])
+            for passes, given in ((full, target), (quantized, output)):
+                passes.resume([part.to(batches[0][0].device) for part in given.split(sizes)])
     set_mode(unet, "quantized")
     return results
 
