@@ -192,11 +192,12 @@ class Learner:
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         settings = self.settings
         alphas = [layer.start_rounding() for layer in self.layers]
-        steps = [
-            {"params": [part.input_scale.requires_grad_(True)], "lr": _rate(settings.rate_steps, part.input_bits)}
-            for part in self.parts
-        ]
-        return [torch.optim.Adam(alphas, lr=settings.rate_rounding), torch.optim.Adam(steps)]
+        steps: dict[float, list[Tensor]] = {}  # by rate
+        for part in self.parts:
+            rate = _rate(settings.rate_steps, part.input_bits)
+            steps.setdefault(rate, []).append(part.input_scale.requires_grad_(True))
+        groups = [{"params": of_rate, "lr": rate} for rate, of_rate in steps.items()]
+        return [torch.optim.Adam(alphas, lr=settings.rate_rounding), torch.optim.Adam(groups)]
 
     def _penalty(self, progress: float) -> Tensor:
         """AdaRound's pull towards 0 or 1: sum of 1 - |2h - 1|^beta, beta from 20 to 2 after a fifth of the run."""
