@@ -37,13 +37,18 @@ def test_hashes_are_those_of_the_list() -> None:
 @pytest.mark.parametrize("name", params.load(ROOT / "params.yaml").systems)
 def test_the_network_is_the_one_that_params_describe(name: str) -> None:
     folder = ROOT / "assets" / name
-    loaded, trained = system.load(folder), params.load(ROOT / "params.yaml").train[name]
-    described = {"unet": trained["unet"], "vae": trained.get("autoencoder", {}).get("model", {})}
+    trainings = params.load(ROOT / "params.yaml").train
+    loaded = system.load(folder)
+    trained, first = {
+        "fashion-ddim": (trainings.fashion_ddim, {}),
+        "fashion-ldm": (trainings.fashion_ldm, trainings.fashion_ldm.autoencoder.model),
+    }[name]
+    described = {"unet": trained.unet, "vae": first}
     for part, settings in described.items():
         for key, value in settings.items():
             found = json.loads((folder / part / "config.json").read_text())[key]
             assert list(np.atleast_1d(found)) == list(np.atleast_1d(value)), f"{part}: {key}"
-    assert loaded.diffusion.prediction == trained["scheduler"]["prediction_type"]
+    assert loaded.diffusion.prediction == trained.scheduler["prediction_type"]
     assert system.load_unet(folder).config.sample_size == loaded.shape[1]
     assert loaded.decode(torch.zeros(1, *loaded.shape)).shape == (1, 1, 32, 32)
 

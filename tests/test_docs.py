@@ -192,14 +192,15 @@ def test_contributing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
 
 
 def test_every_key_of_params_is_documented() -> None:
-    from edadm.params import document, schema
+    from edadm.params import document, schema, train
+    from edadm.params.kinds import key_of
 
     rows = [line for line in document.text().splitlines() if line.startswith("| `")]
     assert all(line.count(" | ") == 3 and not line.endswith("|  |") for line in rows if "| as `" not in line)
     text = "\n".join(rows)
-    for kind in vars(schema).values():
+    for kind in (vars(schema) | vars(train)).values():
         for entry in fields(kind) if is_dataclass(kind) and kind is not schema.Params else ():
-            assert re.search(rf"[`.]{entry.name}[`.\[]", text), f"{kind.__name__}.{entry.name}"
+            assert re.search(rf"[`.]{key_of(entry)}[`.\[]", text), f"{kind.__name__}.{entry.name}"
 
 
 @pytest.mark.parametrize("name", ["own-model", "concepts", "differences"])

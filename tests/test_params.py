@@ -59,6 +59,7 @@ def test_the_real_file() -> None:
     assert loaded.variant("fp32").reconstruction.method == "none"
     assert loaded.system("fashion-ddim").sampling.images["full"] == 10000
     assert loaded.latency.batches == tuple(REAL["latency"]["batches"])
+    assert loaded.train.fashion_ldm.unet == REAL["train"]["fashion-ldm"]["unet"]
 
 
 def test_settings_are_read_only() -> None:
@@ -83,6 +84,13 @@ def test_a_recipe_can_be_made_in_code() -> None:
     recipe = params.Recipe(weights=4, activations=8)
     changed = dataclasses.replace(recipe, eight_bit=["conv_in"], reconstruction=params.Reconstruction(method="fbr"))
     assert changed.eight_bit == ("conv_in",) and recipe.eight_bit == ("conv_in", "conv_out")
+
+
+def test_trainings_of_equal_cycles_and_other_networks(file: Path) -> None:
+    content = json.loads(SMALL)
+    content["train"]["fashion-ddim"] |= {"cycles": [600, 600], "unet": {}}
+    file.write_text(yaml.dump(content))
+    assert params.load(file).train.fashion_ddim.cycles == (600, 600)
 
 
 @pytest.mark.parametrize("accessor", ["system", "variant"])
@@ -167,6 +175,21 @@ def test_unknown_names(accessor: str) -> None:
         (f"{PUBLISHED_RUN}.calibrator", "uniform", ["'uniform'", "tdac"]),
         ("published.runs.cifar10-ddim-checkpoint", RUN_CALLED_CHECKPOINT, ["checkpoint means something else"]),
         ("published.runs.cifar10-ddim-fp32.recipe", "cifar10-w8a8", ["is quantized"]),
+        ("train.fashion-dddm", {}, ["unknown key", "garment-classifier, fashion-ddim, fashion-ldm"]),
+        ("train.garment-classifier.epoch", 1, ["unknown key", "epochs, batch"]),
+        ("train.garment-classifier", {"epochs": 1}, ["batch", "missing"]),
+        ("train.garment-classifier.batch", 60_001, ["60001", "from 1 to 60000"]),
+        ("train.garment-classifier.learning_rate", "fast", ["'fast'", "a number, above 0"]),
+        ("train.fashion-ddim.cycles", 5, ["5", "a list"]),
+        ("train.fashion-ddim.cycles", [], ["[]", "one or more"]),
+        ("train.fashion-ddim.cycles", [512, 511], ["[512, 511]", "each at least 512, a batch"]),
+        ("train.fashion-ddim.unet", [], ["[]", "a mapping"]),
+        ("train.fashion-ddim.scheduler", {1: 2}, ["1", "names"]),
+        ("train.fashion-ddim.label_drop", 0.1, ["unknown key"]),
+        ("train.fashion-ldm.ema_decay", 1.1, ["1.1", "from 0 to 1"]),
+        ("train.fashion-ldm.label_drop", -1, ["-1.0", "from 0 to 1"]),
+        ("train.fashion-ldm.autoencoder.seen", 63, ["63", "at least 64, a batch"]),
+        ("train.fashion-ldm.autoencoder.model", None, ["None", "a mapping"]),
         ("latency.rounds", True, ["True", "a whole number"]),
         (f"{SYSTEM}.sampler.eta", 10**400, ["a number"]),
         (f"{SYSTEM}.checkpoint.source", 5, ["5", "a text, a folder"]),

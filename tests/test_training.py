@@ -1,21 +1,28 @@
 """Training of the embedded models, on a few random images: what it writes is a checkpoint of the right kind."""
 
 import csv
+import functools
+import operator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 import torch
+import yaml
+from command_line import call
 from diffusers import DDIMScheduler
 from torch import nn
 
+from edadm.params import AutoencoderTraining, DiffusionTraining, LatentTraining
 from edadm.systems import fashion_mnist, system
 from edadm.systems.class_embedder import ClassEmbedder
 from edadm.training import autoencoder, diffusion, latent
 
+ROOT = Path(__file__).parent.parent
 SCHEDULER = {"prediction_type": "v_prediction", "clip_sample": False}
-SETTINGS = {"batch": 8, "learning_rate": 0.01, "ema_decay": 0.9, "seed": 0}
+STEPS = {"batch": 8, "learning_rate": 0.01, "seed": 0}
+SETTINGS = STEPS | {"ema_decay": 0.9, "scheduler": SCHEDULER}
 
 
 @pytest.fixture
@@ -34,7 +41,7 @@ def rows(path: Path) -> list[list[str]]:
 def test_a_pixel_system(tmp_path: Path, few_images: np.ndarray) -> None:
     unet = {key: tiny.unet().config[key] for key in ("block_out_channels", "down_block_types", "up_block_types")}
     unet |= {"layers_per_block": 1, "norm_num_groups": 4}
-    diffusion.train(tmp_path, tmp_path, unet, SCHEDULER, cycles=[16, 24], **SETTINGS)
+    diffusion.train(tmp_path, tmp_path, DiffusionTraining(unet=unet, cycles=(16, 24), **SETTINGS))
     assert system.load(tmp_path).shape == (1, 32, 32)
     assert tuple(system.load_unet(tmp_path).config.block_out_channels) == unet["block_out_channels"]
     assert rows(tmp_path / "training.csv")[0] == ["images", "loss"] and rows(tmp_path / "training.csv")[1][0] == "40"
@@ -44,8 +51,10 @@ def test_a_latent_class_conditional_system(tmp_path: Path, few_images: np.ndarra
     keys = ("block_out_channels", "down_block_types", "up_block_types", "layers_per_block", "norm_num_groups")
     unet = {key: tiny.conditional_unet().config[key] for key in (*keys, "cross_attention_dim", "attention_head_dim")}
     model = {key: tiny.autoencoder().config[key] for key in (*keys, "latent_channels")}
-    vae = {"model": model, "seen": 32, "batch": 8, "learning_rate": 0.01, "kl_weight": 0.01, "seed": 0}
-    latent.train(tmp_path, tmp_path, vae, unet, SCHEDULER, cycles=[24], label_drop=0.1, **SETTINGS)
+    vae = AutoencoderTraining(model=model, seen=32, kl_weight=0.01, **STEPS)
+    latent.train(
+        tmp_path, tmp_path, LatentTraining(autoencoder=vae, unet=unet, cycles=(24,), label_drop=0.1, **SETTINGS)
+    )
     trained = system.load(tmp_path)
     assert trained.shape == (4, 8, 8)
     assert trained.embedder.null == 10
@@ -63,13 +72,52 @@ def test_an_autoencoder_learns_and_its_divergence_is_the_closed_form() -> None:
     images[:, :, 8:24, 8:24] = torch.rand(16, 1, 1, 1, generator=torch.Generator().manual_seed(0))
     model = {key: tiny.autoencoder().config[key] for key in ("block_out_channels", "down_block_types")}
     model |= {"up_block_types": ("UpDecoderBlock2D",) * 3, "latent_channels": 4, "norm_num_groups": 4}
-    _, losses = autoencoder.train(images, model, 240, 8, 0.01, 0.0, 0)
+    _, losses = autoencoder.train(images, AutoencoderTraining(model=model, seen=240, kl_weight=0.0, **STEPS))
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
     mean, logvar = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     found = autoencoder._divergence(mean, logvar)
     own = torch.distributions.Normal(mean, (0.5 * logvar).exp())
     expected = torch.distributions.kl_divergence(own, torch.distributions.Normal(torch.zeros(()), torch.ones(())))
     assert torch.allclose(found, expected.flatten(1).sum(1), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model", "place", "value"),
+    [
+        ("fashion-ddim", "unet.down_block_types", ["Block", *["DownBlock2D"] * 3]),
+        ("fashion-ddim", "unet.down_block_types", ["DownBlock2D"]),
+        ("fashion-ddim", "unet.layers", 1),
+        ("fashion-ddim", "unet.in_channels", 3),
+        ("fashion-ddim", "unet.num_class_embeds", 10),  # refused only when it is called
+        ("fashion-ddim", "scheduler.beta_schedule", "square"),
+        ("fashion-ddim", "scheduler.timestep_spacing", "wide"),
+        ("fashion-ddim", "scheduler.prediction_type", "sample"),
+        ("fashion-ldm", "unet.cross_attention_dim", "64"),
+        ("fashion-ldm", "autoencoder.model.norm_num_groups", 7),
+        ("fashion-ldm", "autoencoder.model.up_block_types", ["UpDecoderBlock2D"]),
+        ("fashion-ldm", "scheduler.num_train_timesteps", 0),
+    ],
+)
+def test_what_diffusers_refuses_is_one_line_before_anything_is_trained(
+    model: str,
+    place: str,
+    value: object,
+    tmp_path: Path,
+    few_images: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    *folders, key = place.split(".")
+    functools.reduce(operator.getitem, folders, content["train"][model])[key] = value
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    monkeypatch.chdir(tmp_path)
+    for trained in (autoencoder, diffusion):
+        monkeypatch.setattr(trained, "RowOrder", None)
+    assert call("train", model, "--out", "out") == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"edadm: train.{model}.{'.'.join(folders)}") and said.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
 
 
 class Recorder(nn.Module):

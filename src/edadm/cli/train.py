@@ -20,7 +20,8 @@ def train(params: Params, model: str, data: Path | None, out: Path) -> None:
 
     folder = data or fashion_mnist.DEFAULT_FOLDER
     if model == "garment-classifier":
-        classifier.train(out, folder, params.metrics, **params.train[model])
+        classifier.train(out, folder, params.train.garment_classifier, params.metrics)
+    elif model == "fashion-ddim":
+        diffusion.train(out, folder, params.train.fashion_ddim, compute_device(params))
     else:
-        trainer = {"fashion-ddim": diffusion, "fashion-ldm": latent}[model]
-        trainer.train(out, folder, **params.train[model], device=compute_device(params))
+        latent.train(out, folder, params.train.fashion_ldm, compute_device(params))

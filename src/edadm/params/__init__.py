@@ -32,17 +32,22 @@ from edadm.params.schema import (
     SystemParams,
 )
 from edadm.params.structure import check, structured
+from edadm.params.train import AutoencoderTraining, ClassifierTraining, DiffusionTraining, LatentTraining, TrainParams
 
 __all__ = [
     "CALIBRATORS",
     "AblationParams",
     "AblationRow",
+    "AutoencoderTraining",
     "CalibrationParams",
     "CheckpointParams",
+    "ClassifierTraining",
+    "DiffusionTraining",
     "EngineParams",
     "FileParams",
     "ImagesParams",
     "LatencyParams",
+    "LatentTraining",
     "LimitParams",
     "MetricsParams",
     "OriginalParams",
@@ -57,6 +62,7 @@ __all__ = [
     "SamplerParams",
     "SamplingParams",
     "SystemParams",
+    "TrainParams",
     "check",
     "load",
 ]

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
 from edadm.params.schema import TEXT_FILES, OriginalParams, Params, PublishedSystemParams, SystemParams
+from edadm.params.train import TrainParams
 
 TOOLS = ("inception", "clip")  # networks of the metrics
 PUBLISHED_CALIBRATORS = ("tdac",)  # published/dvc.yaml makes no others
@@ -57,6 +58,7 @@ def disagreements(params: Params) -> Iterator[str]:
         if run.recipe is None:
             yield f"published.runs.{key}.recipe: is missing; allowed: {', '.join(params.variants)}"
     yield from _ablation_disagreements(params)
+    yield from _training_disagreements(params.train)
 
 
 def _pipeline_disagreements(params: Params) -> Iterator[str]:
@@ -144,3 +146,15 @@ def _ablation_disagreements(params: Params) -> Iterator[str]:
             yield f"ablation.rows: {one} is there twice; allowed: once"
     if "fp32" not in variants:
         yield "ablation.rows: fp32 is missing; the others are measured against it"
+
+
+def _training_disagreements(train: TrainParams) -> Iterator[str]:
+    """Where a training would end before its first step."""
+    for name, settings in (("fashion-ddim", train.fashion_ddim), ("fashion-ldm", train.fashion_ldm)):
+        if not settings.cycles or min(settings.cycles) < settings.batch:
+            allowed = f"one or more, each at least {settings.batch}, a batch"
+            yield f"train.{name}.cycles: {list(settings.cycles)} is not allowed; allowed: {allowed}"
+    first = train.fashion_ldm.autoencoder
+    if first.seen < first.batch:
+        place, allowed = "train.fashion-ldm.autoencoder.seen", f"at least {first.batch}, a batch"
+        yield f"{place}: {first.seen} is not allowed; allowed: {allowed}"

@@ -10,7 +10,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin
 
 from edadm.params import schema
-from edadm.params.kinds import TYPES
+from edadm.params.kinds import TYPES, key_of
 
 HEAD = """\
 # `params.yaml`, key by key
@@ -30,7 +30,7 @@ def text() -> str:
     seen: dict[type, str] = {}
     parts, rest = [HEAD], []
     for entry in fields(schema.Params):
-        kind, name = _settings(entry.type, entry.name)
+        kind, name = _settings(entry.type, key_of(entry))
         if kind is None:
             rest.append(_row(entry.name, _allowed(entry), entry, schema.Params))
             continue
@@ -47,7 +47,7 @@ def _rows(kind: type, above: str, key: str, seen: dict[type, str]) -> Iterator[s
     """
     seen[kind] = ".".join(filter(None, (above, key)))
     for entry in fields(kind):
-        inner, name = _settings(entry.type, entry.name)
+        inner, name = _settings(entry.type, key_of(entry))
         name = ".".join(filter(None, (key, name)))
         if inner is None:
             yield _row(name, _allowed(entry), entry, kind)
@@ -109,8 +109,8 @@ def _summary(kind: type) -> str:
 @cache
 def _meanings(kind: type) -> dict[str, str]:
     """What stands below each field of a dataclass of the schema, by the field's name."""
+    found = dict(_meanings(kind.__base__)) if is_dataclass(kind.__base__) else {}
     (body,) = (node.body for node in ast.parse(inspect.getsource(kind)).body)
-    found = {}
     for field, below in zip(body, body[1:], strict=False):
         if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
             found[field.target.id] = " ".join(below.value.value.split()).replace("|", "\\|")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import MISSING, field
+from dataclasses import MISSING, Field, field
 from typing import Any
 
 TYPES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
@@ -42,6 +42,16 @@ def optional(entry: Any) -> Any:
     """What ``entry`` allows, or null, which is the default."""
     allowed, holds = entry.metadata["allowed"], entry.metadata["holds"]
     return checked(f"{allowed}, or null", lambda value: value is None or holds(value), default=None)
+
+
+def called(key: str) -> Any:
+    """A field with a name of its own in the file: ``key``, which is none in Python."""
+    return field(metadata={"key": key})
+
+
+def key_of(entry: Field) -> str:
+    """What a field is called in the file."""
+    return entry.metadata.get("key", entry.name)
 
 
 def bits() -> Any:

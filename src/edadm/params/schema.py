@@ -11,6 +11,7 @@ from typing import Any
 
 from edadm.errors import InputError
 from edadm.params.kinds import Settings, above_zero, at_least, between, bits, checked, one_of, optional, some_of
+from edadm.params.train import TrainParams
 
 CALIBRATORS = ("tdac", "uniform", "normal")
 FORMATS = ("cifar10-ddim", "bedroom-ldm4", "church-ldm8", "imagenet-ldm4", "coco-sd14")
@@ -361,8 +362,7 @@ class Params(Settings):
     engine: EngineParams
     metrics: MetricsParams
     latency: LatencyParams
-    train: dict[str, Any]
-    """How the committed checkpoints under `assets/` were trained."""
+    train: TrainParams
     published: PublishedParams
     limits: LimitParams = field(default_factory=LimitParams)
     device: str = one_of("cpu", "cuda", default="cpu")

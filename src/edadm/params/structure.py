@@ -7,7 +7,7 @@ from types import UnionType
 from typing import Any, NoReturn, get_args, get_origin
 
 from edadm.errors import InputError
-from edadm.params.kinds import TYPES
+from edadm.params.kinds import TYPES, key_of
 
 LEAVES = {int: Integral, float: Real, str: str, bool: bool}
 
@@ -44,7 +44,7 @@ def check(settings: Any, key: str = "") -> None:
 
 
 def _group(kind: type, content: Any, key: str) -> Any:
-    known = {entry.name: entry for entry in fields(kind)}
+    known = {key_of(entry): entry for entry in fields(kind)}
     _must_be_mapping(content, key, f" with the keys {', '.join(known)}")
     for name in content:
         if name not in known:
@@ -53,8 +53,8 @@ def _group(kind: type, content: Any, key: str) -> Any:
     for name, entry in known.items():
         inner = _within(key, name)
         if name in content:
-            values[name] = structured(entry.type, content[name], inner, entry.metadata.get("allowed", ""))
-            _must_hold(entry, values[name], inner)
+            values[entry.name] = structured(entry.type, content[name], inner, entry.metadata.get("allowed", ""))
+            _must_hold(entry, values[entry.name], inner)
         elif entry.default is MISSING and entry.default_factory is MISSING:
             raise InputError(f"{inner}: is missing")
     return kind(**values)

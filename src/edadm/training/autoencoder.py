@@ -1,29 +1,36 @@
 """Train the autoencoder of a latent system on Fashion-MNIST, and encode the images with it."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from edadm.params import AutoencoderTraining
 from edadm.training.diffusion import RowOrder, cosine_with_warm_up, descend
 
 
-def train(
-    images: Tensor, model: dict, seen: int, batch: int, learning_rate: float, kl_weight: float, seed: int
-) -> tuple[AutoencoderKL, list[float]]:
-    """An autoencoder trained on ``seen`` images, and each step's loss.
+def network(shape: Sequence[int], settings: Mapping[str, Any]) -> AutoencoderKL:
+    """An untrained autoencoder of images of ``shape`` (c, h, w); ``settings`` are the other arguments."""
+    channels, side, _ = shape
+    return AutoencoderKL(in_channels=channels, out_channels=channels, sample_size=side, **settings)
 
-    ``images`` is float32 (n, c, h, w) in [-1, 1], ``model`` the keyword arguments of AutoencoderKL. The loss is the
-    mean absolute error plus ``kl_weight`` times the divergence from the normal distribution per pixel; there is no
-    adversary. ``scaling_factor`` becomes 1 / the latents' standard deviation, as in latent diffusion.
+
+def train(images: Tensor, training: AutoencoderTraining) -> tuple[AutoencoderKL, list[float]]:
+    """An autoencoder trained on ``images``, float32 (n, c, h, w) in [-1, 1], and each step's loss.
+
+    The loss is the mean absolute error plus ``kl_weight`` times the divergence from the normal distribution per pixel;
+    there is no adversary. ``scaling_factor`` becomes 1 / the latents' standard deviation, as in latent diffusion.
     """
+    seed, batch = training.seed, training.batch
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    channels, side = images.shape[1:3]
-    autoencoder = AutoencoderKL(in_channels=channels, out_channels=channels, sample_size=side, **model)
-    optimizer = torch.optim.Adam(autoencoder.parameters(), lr=learning_rate, betas=(0.9, 0.99))
-    steps = seen // batch
+    autoencoder = network(images.shape[1:], training.model)
+    optimizer = torch.optim.Adam(autoencoder.parameters(), lr=training.learning_rate, betas=(0.9, 0.99))
+    steps = training.seen // batch
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine_with_warm_up(steps))
     order = RowOrder(len(images), generator)
     losses = []
@@ -36,7 +43,7 @@ def train(
             noise = torch.randn(posterior.mean.shape, generator=generator)
             decoded = autoencoder.decode(posterior.mean.float() + posterior.std.float() * noise).sample
         divergence = _divergence(posterior.mean.float(), posterior.logvar.float()).mean() / clean[0].numel()
-        loss = F.l1_loss(decoded.float(), clean) + kl_weight * divergence
+        loss = F.l1_loss(decoded.float(), clean) + training.kl_weight * divergence
         descend(loss, autoencoder, optimizer, schedule)
         losses.append(loss.item())
         if len(losses) % 100 == 0:

@@ -1,5 +1,6 @@
 """Train the garment classifier, the embedded systems' feature extractor."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from tqdm import tqdm
 from edadm.evaluation import metrics, reference
 from edadm.evaluation.garment_classifier import GarmentClassifier, to_float
 from edadm.files import write_json
-from edadm.params import MetricsParams
+from edadm.params import ClassifierTraining, MetricsParams
 from edadm.systems import fashion_mnist
 
 
@@ -31,16 +32,15 @@ def accuracy(model: GarmentClassifier, images: Tensor, labels: Tensor) -> float:
     return torch.cat(hits).float().mean().item()
 
 
-def train(
-    out: Path, folder: Path, settings: MetricsParams, epochs: int, batch: int, learning_rate: float, seed: int
-) -> None:
+def train(out: Path, folder: Path, training: ClassifierTraining, settings: MetricsParams) -> None:
     """Train on the 60,000 training images; write ``model.safetensors`` and ``config.json`` to ``out``.
 
     And with it what the metrics compare with: the training images' statistics in its features (``reference.npz``),
     and what the 10,000 test images get against them (``reference.json``), the floor of every metric.
     """
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
+    epochs, batch, rate = training.epochs, training.batch, training.learning_rate
+    torch.manual_seed(training.seed)
+    generator = torch.Generator().manual_seed(training.seed)
     data = {
         split: [torch.from_numpy(array.copy()) for array in fashion_mnist.load(split, folder)]
         for split in ("train", "test")
@@ -48,8 +48,8 @@ def train(
     images, labels = data["train"][0].permute(0, 3, 1, 2), data["train"][1].long()
     model = GarmentClassifier()
     steps = epochs * (len(images) // batch)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     progress = tqdm(total=steps, desc="garment classifier", unit="step")
     for _ in range(epochs):
         model.train()
@@ -67,8 +67,7 @@ def train(
     test = accuracy(model, data["test"][0].permute(0, 3, 1, 2), data["test"][1].long())
     out.mkdir(parents=True, exist_ok=True)
     save_file(model.state_dict(), out / "model.safetensors")
-    config = {"test_accuracy": test, "epochs": epochs, "batch": batch, "learning_rate": learning_rate, "seed": seed}
-    write_json(out / "config.json", config)
+    write_json(out / "config.json", {"test_accuracy": test, **asdict(training)})
     reference.build(fashion_mnist.load("train", folder)[0], out / "reference.npz", "garment-classifier", out)
     floor = metrics.floor(fashion_mnist.load("test", folder)[0], out / "reference.npz", out, settings)
     write_json(out / "reference.json", floor)

@@ -1,7 +1,7 @@
 """Train an embedded diffusion model on Fashion-MNIST (DDPM loss, EMA weights, cosine learning rate)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from edadm.evaluation.garment_classifier import to_float
+from edadm.params import DiffusionTraining
 from edadm.systems import fashion_mnist
 from edadm.systems.class_embedder import ClassEmbedder
 from edadm.training import curve
+from edadm.training.networks import check_scheduler, trial
 
 
 def stratified_timesteps(count: int, steps: int, generator: torch.Generator) -> Tensor:
@@ -142,9 +144,7 @@ def train_cycles(
     model: Denoiser,
     noising: DDIMScheduler,
     data: Tensor,
-    cycles: list[int],
-    batch: int,
-    seed: int,
+    training: DiffusionTraining,
     name: str,
     **rest: Any,
 ) -> list[float]:
@@ -152,36 +152,37 @@ def train_cycles(
 
     ``rest`` goes to ``train_cycle``; returns the losses of all cycles.
     """
-    losses = []
-    for index, seen in enumerate(cycles):
-        title = f"train {name}, cycle {index + 1} of {len(cycles)}"
-        losses += train_cycle(model, noising, data, seen // batch, batch, seed=seed + index, name=title, **rest)
+    losses, batch = [], training.batch
+    rest |= {"learning_rate": training.learning_rate, "ema_decay": training.ema_decay}
+    for index, seen in enumerate(training.cycles):
+        title, seed = f"train {name}, cycle {index + 1} of {len(training.cycles)}", training.seed + index
+        losses += train_cycle(model, noising, data, seen // batch, batch, seed=seed, name=title, **rest)
     return losses
 
 
-def train(
-    out: Path,
-    folder: Path,
-    unet: dict,
-    scheduler: dict,
-    cycles: list[int],
-    batch: int,
-    learning_rate: float,
-    ema_decay: float,
-    seed: int,
-    device: str = "cpu",
-) -> None:
+def _network(settings: Mapping[str, Any]) -> Denoiser:
+    return Denoiser(UNet2DModel(sample_size=fashion_mnist.SIDE, in_channels=1, out_channels=1, **settings))
+
+
+def _check(training: DiffusionTraining) -> None:
+    """InputError for settings that diffusers refuses."""
+    key, side = "train.fashion-ddim", fashion_mnist.SIDE
+    with trial(f"{key}.unet"):
+        _network(training.unet)(torch.empty(1, 1, side, side), torch.zeros(1, dtype=torch.int64), None)
+    check_scheduler(f"{key}.scheduler", training.scheduler)
+
+
+def train(out: Path, folder: Path, training: DiffusionTraining, device: str = "cpu") -> None:
     """Train on ``device`` and write ``unet/`` (EMA weights), ``scheduler/`` and the loss curve to ``out``.
 
-    ``unet`` and ``scheduler`` are the keyword arguments of UNet2DModel and DDIMScheduler. ``cycles`` are the images
-    seen in each cycle.
+    InputError, before that, for missing images and for settings that diffusers refuses.
     """
-    torch.manual_seed(seed)
     images = to_float(torch.from_numpy(fashion_mnist.load("train", folder)[0].copy()).permute(0, 3, 1, 2))
-    model = UNet2DModel(sample_size=fashion_mnist.SIDE, in_channels=1, out_channels=1, **unet).to(device)
-    noising = DDIMScheduler(**scheduler)
-    settings = {"batch": batch, "learning_rate": learning_rate, "ema_decay": ema_decay, "seed": seed}
-    losses = train_cycles(Denoiser(model), noising, images.to(device), cycles, name=out.name, **settings)
-    model.eval().save_pretrained(out / "unet", safe_serialization=True)
+    _check(training)
+    torch.manual_seed(training.seed)
+    model = _network(training.unet).to(device)
+    noising = DDIMScheduler(**training.scheduler)
+    losses = train_cycles(model, noising, images.to(device), training, out.name)
+    model.unet.eval().save_pretrained(out / "unet", safe_serialization=True)
     noising.save_pretrained(out / "scheduler")
-    curve.write(out, losses, batch)
+    curve.write(out, losses, training.batch)
