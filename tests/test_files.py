@@ -38,6 +38,10 @@ def test_a_folder_of_something_else_stays(tmp_path: Path, name: str) -> None:
         write(out, "engine.json", "model.xml")
     assert held(out) == sorted([name, "engine.json"]) and (out / "engine.json").read_text() == "old"
     assert held(tmp_path) == ["out"]
+    reached = []
+    with pytest.raises(InputError, match=f"holds {name}"), files.atomic_folder(out, "engine.json"):
+        reached.append("the block")
+    assert not reached and held(tmp_path) == ["out"]
     with pytest.raises(InputError, match="is a mount point"):
         write(Path("/proc"), "engine.json")
 

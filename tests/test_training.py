@@ -3,6 +3,7 @@
 import csv
 import functools
 import operator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,13 @@ from command_line import call
 from diffusers import DDIMScheduler
 from torch import nn
 
-from edadm.params import AutoencoderTraining, DiffusionTraining, LatentTraining
+from edadm.errors import InputError
+from edadm.evaluation import reference
+from edadm.params import AutoencoderTraining, DiffusionTraining, LatentTraining, MetricsParams, TrainParams
+from edadm.params.structure import structured
 from edadm.systems import fashion_mnist, system
 from edadm.systems.class_embedder import ClassEmbedder
-from edadm.training import autoencoder, diffusion, latent
+from edadm.training import autoencoder, classifier, curve, diffusion, latent
 
 ROOT = Path(__file__).parent.parent
 SCHEDULER = {"prediction_type": "v_prediction", "clip_sample": False}
@@ -118,6 +122,68 @@ def test_what_diffusers_refuses_is_one_line_before_anything_is_trained(
     said = capsys.readouterr().err
     assert said.startswith(f"edadm: train.{model}.{'.'.join(folders)}") and said.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
+
+
+def small(model: str) -> Callable[[Path], None]:
+    """The training of ``model`` with few steps, into a folder."""
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())["train"]
+    content["garment-classifier"] |= {"epochs": 1, "batch": 20}
+    for name in ("fashion-ddim", "fashion-ldm"):
+        content[name] |= {"cycles": [2], "batch": 2}
+    content["fashion-ldm"]["autoencoder"] |= {"seen": 2, "batch": 2}
+    trainings = structured(TrainParams, content)
+    metrics = MetricsParams(kid_subsets=2, kid_subset_size=10, neighbours=2)
+    return {
+        "garment-classifier": lambda out: classifier.train(out, out, trainings.garment_classifier, metrics),
+        "fashion-ddim": lambda out: diffusion.train(out, out, trainings.fashion_ddim),
+        "fashion-ldm": lambda out: latent.train(out, out, trainings.fashion_ldm),
+    }[model]
+
+
+LAST = {  # what a training calls when part of it is written
+    "garment-classifier": (reference, "build"),
+    "fashion-ddim": (curve, "write"),
+    "fashion-ldm": (latent, "train_cycles"),
+}
+
+
+@pytest.mark.parametrize("model", LAST)
+def test_a_training_that_ends_early_leaves_no_half_of_it(
+    model: str, tmp_path: Path, few_images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, train = tmp_path / "out", small(model)
+    module, name = LAST[model]
+
+    def stop(*_: object, **__: object) -> None:
+        assert not out.exists() or held() == before  # nor would one that is killed here, which cleans nothing up
+        raise KeyboardInterrupt
+
+    def held() -> dict[str, bytes]:
+        return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(out)
+        assert not list(tmp_path.iterdir())
+    train(out)
+    before = held()
+    monkeypatch.setattr(module, name, stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(out)
+    assert held() == before and list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("model", LAST)
+def test_a_folder_of_something_else_is_refused_before_the_training(
+    model: str, tmp_path: Path, few_images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "thesis.md").write_text("mine")
+    for module, name in ((classifier, "GarmentClassifier"), (diffusion, "RowOrder"), (autoencoder, "RowOrder")):
+        monkeypatch.setattr(module, name, None)
+    with pytest.raises(InputError, match=r"holds thesis\.md, which would be lost"):
+        small(model)(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.md"]
 
 
 class Recorder(nn.Module):

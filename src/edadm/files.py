@@ -31,14 +31,16 @@ def atomic_write(path: Path, content: bytes | str) -> None:
 
 
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path, *names: str) -> Iterator[Path]:
     """A new folder to fill, which takes ``path``'s place when the block ends without an error.
 
     What is there goes if it is an older one of the same: InputError when it holds what the new one does not, and for a
-    mount point. A link stays one.
+    mount point. When ``names`` say what the new one will hold, that is before the block. A link stays one.
     """
     path = Path(path).resolve()
     check_no_mount(path)
+    if names and path.exists():
+        _check_older(path, names)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     shutil.rmtree(temporary, ignore_errors=True)
@@ -46,7 +48,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         if path.exists():
-            _check_older(path, temporary)
+            _check_older(path, [made.name for made in temporary.iterdir()])
             shutil.rmtree(path)
         os.replace(temporary, path)
     finally:
@@ -59,9 +61,9 @@ def check_no_mount(path: Path) -> None:
         raise InputError(f"{path}: is a mount point, in whose place nothing can be put; give a folder inside it")
 
 
-def _check_older(old: Path, new: Path) -> None:
-    """InputError when ``old`` holds what ``new`` does not; of numbered files there may be more."""
-    kinds = {re.sub(r"\d+", "", path.name) for path in new.iterdir()}
+def _check_older(old: Path, names: Iterable[str]) -> None:
+    """InputError when ``old`` holds what is not among ``names``; of numbered files there may be more."""
+    kinds = {re.sub(r"\d+", "", name) for name in names}
     others = sorted(path.name for path in old.iterdir() if re.sub(r"\d+", "", path.name) not in kinds)
     if others:
         raise InputError(

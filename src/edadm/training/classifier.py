@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -11,9 +12,11 @@ from tqdm import tqdm
 
 from edadm.evaluation import metrics, reference
 from edadm.evaluation.garment_classifier import GarmentClassifier, to_float
-from edadm.files import write_json
+from edadm.files import atomic_folder, write_json
 from edadm.params import ClassifierTraining, MetricsParams
 from edadm.systems import fashion_mnist
+
+MADE = ("model.safetensors", "config.json", "reference.npz", "reference.json")
 
 
 def _shifted(images: Tensor, generator: torch.Generator, most: int = 2) -> Tensor:
@@ -33,19 +36,32 @@ def accuracy(model: GarmentClassifier, images: Tensor, labels: Tensor) -> float:
 
 
 def train(out: Path, folder: Path, training: ClassifierTraining, settings: MetricsParams) -> None:
-    """Train on the 60,000 training images; write ``model.safetensors`` and ``config.json`` to ``out``.
+    """Train on the 60,000 training images; write ``model.safetensors`` and ``config.json`` to ``out``, at the end.
 
     And with it what the metrics compare with: the training images' statistics in its features (``reference.npz``),
     and what the 10,000 test images get against them (``reference.json``), the floor of every metric.
+    InputError, before anything is trained, for missing images and an ``out`` that holds something else.
     """
+    data = {split: fashion_mnist.load(split, folder) for split in ("train", "test")}
+    with atomic_folder(out, *MADE) as made:
+        model = _trained(*_tensors(*data["train"]), training)
+        save_file(model.state_dict(), made / "model.safetensors")
+        test = accuracy(model, *_tensors(*data["test"]))
+        write_json(made / "config.json", {"test_accuracy": test, **asdict(training)})
+        reference.build(data["train"][0], made / "reference.npz", "garment-classifier", made)
+        floor = metrics.floor(data["test"][0], made / "reference.npz", made, settings)
+        write_json(made / "reference.json", floor)
+
+
+def _tensors(images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Images (n, 1, 32, 32) uint8 and labels (n,) int64; copies, since convolutions round by a view's strides."""
+    return torch.from_numpy(images.copy()).permute(0, 3, 1, 2), torch.from_numpy(labels.copy()).long()
+
+
+def _trained(images: Tensor, labels: Tensor, training: ClassifierTraining) -> GarmentClassifier:
     epochs, batch, rate = training.epochs, training.batch, training.learning_rate
     torch.manual_seed(training.seed)
     generator = torch.Generator().manual_seed(training.seed)
-    data = {
-        split: [torch.from_numpy(array.copy()) for array in fashion_mnist.load(split, folder)]
-        for split in ("train", "test")
-    }
-    images, labels = data["train"][0].permute(0, 3, 1, 2), data["train"][1].long()
     model = GarmentClassifier()
     steps = epochs * (len(images) // batch)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.05)
@@ -64,10 +80,4 @@ def train(out: Path, folder: Path, training: ClassifierTraining, settings: Metri
             optimizer.step()
             schedule.step()
             progress.update()
-    test = accuracy(model, data["test"][0].permute(0, 3, 1, 2), data["test"][1].long())
-    out.mkdir(parents=True, exist_ok=True)
-    save_file(model.state_dict(), out / "model.safetensors")
-    write_json(out / "config.json", {"test_accuracy": test, **asdict(training)})
-    reference.build(fashion_mnist.load("train", folder)[0], out / "reference.npz", "garment-classifier", out)
-    floor = metrics.floor(fashion_mnist.load("test", folder)[0], out / "reference.npz", out, settings)
-    write_json(out / "reference.json", floor)
+    return model

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+FILES = ("training.csv", "training.png")
 EVERY = 100  # steps that one point stands for
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from edadm.evaluation.garment_classifier import to_float
+from edadm.files import atomic_folder
 from edadm.params import DiffusionTraining
 from edadm.systems import fashion_mnist
 from edadm.systems.class_embedder import ClassEmbedder
@@ -173,16 +174,18 @@ def _check(training: DiffusionTraining) -> None:
 
 
 def train(out: Path, folder: Path, training: DiffusionTraining, device: str = "cpu") -> None:
-    """Train on ``device`` and write ``unet/`` (EMA weights), ``scheduler/`` and the loss curve to ``out``.
+    """Train on ``device`` and write ``unet/`` (EMA weights), ``scheduler/`` and the loss curve to ``out``, at the end.
 
-    InputError, before that, for missing images and for settings that diffusers refuses.
+    InputError, before that, for missing images, settings that diffusers refuses and an ``out`` that holds something
+    else.
     """
     images = to_float(torch.from_numpy(fashion_mnist.load("train", folder)[0].copy()).permute(0, 3, 1, 2))
     _check(training)
-    torch.manual_seed(training.seed)
-    model = _network(training.unet).to(device)
-    noising = DDIMScheduler(**training.scheduler)
-    losses = train_cycles(model, noising, images.to(device), training, out.name)
-    model.unet.eval().save_pretrained(out / "unet", safe_serialization=True)
-    noising.save_pretrained(out / "scheduler")
-    curve.write(out, losses, training.batch)
+    with atomic_folder(out, "unet", "scheduler", *curve.FILES) as made:
+        torch.manual_seed(training.seed)
+        model = _network(training.unet).to(device)
+        noising = DDIMScheduler(**training.scheduler)
+        losses = train_cycles(model, noising, images.to(device), training, out.name)
+        model.unet.eval().save_pretrained(made / "unet", safe_serialization=True)
+        noising.save_pretrained(made / "scheduler")
+        curve.write(made, losses, training.batch)

@@ -8,6 +8,7 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 
 from edadm.evaluation.garment_classifier import to_float
+from edadm.files import atomic_folder
 from edadm.params import LatentTraining
 from edadm.systems import class_embedder, fashion_mnist
 from edadm.systems.class_embedder import ClassEmbedder
@@ -41,23 +42,24 @@ def _check(training: LatentTraining) -> None:
 def train(out: Path, folder: Path, training: LatentTraining, device: str = "cpu") -> None:
     """Train and write ``vae/``, ``unet/``, ``class_embedder/`` (EMA weights), ``scheduler/`` and curves to ``out``.
 
-    The U-Net is trained on ``device``, the autoencoder on the CPU. InputError, before that, for missing images and for
-    settings that diffusers refuses.
+    The U-Net is trained on ``device``, the autoencoder on the CPU; ``out`` is written at the end. InputError, before
+    all that, for missing images, settings that diffusers refuses and an ``out`` that holds something else.
     """
     pixels, labels = (torch.from_numpy(array.copy()) for array in fashion_mnist.load("train", folder))
     images = to_float(pixels.permute(0, 3, 1, 2))
     _check(training)
     first = training.autoencoder
-    vae, losses = first_stage.train(images, first)
-    vae.save_pretrained(out / "vae", safe_serialization=True)
-    curve.write(out / "vae", losses, first.batch)
-    latents = first_stage.encode(vae, images, first.seed) * vae.config.scaling_factor
-    torch.manual_seed(training.seed)
-    denoiser = _network(latents.shape[1:], training.unet).to(device)
-    noising = DDIMScheduler(**training.scheduler)
-    conditions = {"labels": labels.long().to(device), "label_drop": training.label_drop}
-    losses = train_cycles(denoiser, noising, latents.to(device), training, out.name, **conditions)
-    denoiser.unet.eval().save_pretrained(out / "unet", safe_serialization=True)
-    class_embedder.save(denoiser.embedder, out / "class_embedder")
-    noising.save_pretrained(out / "scheduler")
-    curve.write(out, losses, training.batch)
+    with atomic_folder(out, "vae", "unet", "class_embedder", "scheduler", *curve.FILES) as made:
+        vae, losses = first_stage.train(images, first)
+        vae.save_pretrained(made / "vae", safe_serialization=True)
+        curve.write(made / "vae", losses, first.batch)
+        latents = first_stage.encode(vae, images, first.seed) * vae.config.scaling_factor
+        torch.manual_seed(training.seed)
+        denoiser = _network(latents.shape[1:], training.unet).to(device)
+        noising = DDIMScheduler(**training.scheduler)
+        conditions = {"labels": labels.long().to(device), "label_drop": training.label_drop}
+        losses = train_cycles(denoiser, noising, latents.to(device), training, out.name, **conditions)
+        denoiser.unet.eval().save_pretrained(made / "unet", safe_serialization=True)
+        class_embedder.save(denoiser.embedder, made / "class_embedder")
+        noising.save_pretrained(made / "scheduler")
+        curve.write(made, losses, training.batch)
