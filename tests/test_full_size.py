@@ -25,6 +25,7 @@ def test_cifar_at_full_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     settings["calibration"] |= {"samples": 8, "batch": 4}
     settings["sampling"] |= {"batch": 2, "shard": 2, "images": {"demo": 2, "full": 2}}
     params["variants"]["cifar10-w4a8"]["reconstruction"] |= {"iterations": 3, "batch": 4}
+    params["metrics"]["kid_subset_size"] = 2
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     monkeypatch.chdir(tmp_path)
     assert call("checkpoint", KIND, "--random", "--out", "checkpoint") == 0

@@ -124,8 +124,8 @@ def test_unknown_names(accessor: str) -> None:
         (f"{SYSTEM}.calibration.radius_quantile", math.nan, ["nan"]),
         (f"{SYSTEM}.calibration.radius_quantile", None, ["neither is given", "exactly one"]),
         (f"{SYSTEM}.calibration.radius", 0.3, ["both are given", "exactly one"]),
-        (f"{SYSTEM}.calibration.radius", 0, ["0.0", "above 0, or null"]),
-        (f"{SYSTEM}.calibration.radius", "wide", ["wide", "above 0, or null"]),
+        (f"{SYSTEM}.calibration.radius", 0, ["0.0", "above 0, below 2^31, or null"]),
+        (f"{SYSTEM}.calibration.radius", "wide", ["wide", "above 0, below 2^31, or null"]),
         (f"{SYSTEM}.calibration.diversity_weight", math.inf, ["inf", "at least 0"]),
         (f"{SYSTEM}.checkpoint.sha256", "abc", ["'abc'", "64 hexadecimal"]),
         (f"{SYSTEM}.sampler.name", "euler", ["'euler'", "ddim"]),
@@ -175,6 +175,22 @@ def test_unknown_names(accessor: str) -> None:
         (f"{PUBLISHED_RUN}.calibrator", "uniform", ["'uniform'", "tdac"]),
         ("published.runs.cifar10-ddim-checkpoint", RUN_CALLED_CHECKPOINT, ["checkpoint means something else"]),
         ("published.runs.cifar10-ddim-fp32.recipe", "cifar10-w8a8", ["is quantized"]),
+        (f"{SYSTEM}.sampling.seed", 10**30, [str(10**30), "at least 0, below 2^31"]),
+        (f"{SYSTEM}.sampling.images", {"demo": 2000, "full": 10**12}, ["1000000000000", "below 2^31"]),
+        (
+            f"{SYSTEM}.calibration.seed",
+            109_999,
+            ["109999", "512 seeds are none of the images', 100000 to 109999"],
+        ),
+        (f"{SYSTEM}.calibration.samples", 100_000, ["calibration.seed: 1 is", "100000 seeds"]),
+        (f"{PUBLISHED}.calibration.seed", 98_977, ["98977", "1024 seeds", "100000 to 149999"]),
+        ("engine.threads", 10**12, ["1000000000000", "from 1 to 1024"]),
+        ("engine.evaluation_threads", 0, ["0", "from 1 to 1024"]),
+        ("metrics.kid_subset_size", 10_001, ["10001", "from 2 to 10000"]),
+        ("latency.rounds", 10**12, ["1000000000000", "at least 1, below 2^31"]),
+        ("variants.w4a8.reconstruction.rate_steps", 1e300, ["1e+300", "above 0, below 2^31"]),
+        ("variants.w4a8.reconstruction.seed", 2**31, ["2147483648", "below 2^31"]),
+        ("train.fashion-ddim.cycles", [600, 10**30], [str(10**30), "below 2^31"]),
         ("train.fashion-dddm", {}, ["unknown key", "garment-classifier, fashion-ddim, fashion-ldm"]),
         ("train.garment-classifier.epoch", 1, ["unknown key", "epochs, batch"]),
         ("train.garment-classifier", {"epochs": 1}, ["batch", "missing"]),
@@ -210,6 +226,32 @@ def test_what_is_wrong_is_one_line(file: Path, key: str, value: object, parts: l
     folder = key.rpartition(".")[0]
     assert message.startswith((key, folder or key))
     assert all(part in message for part in parts), message
+
+
+def test_a_repetition_that_would_be_calibrated_on_its_images(file: Path) -> None:
+    content = json.loads(SMALL)  # the third repetition's images begin at 120,000
+    content["systems"]["fashion-ddim"]["calibration"]["seed"] = 119_999
+    file.write_text(yaml.dump(content))
+    with pytest.raises(InputError, match=r": ablation\.repeats: 2 is not allowed; allowed: repetitions whose"):
+        params.load(file)
+
+
+@pytest.mark.parametrize(
+    ("part", "system", "protocol"), [("", "fashion-ddim", "demo"), ("published.", "cifar10-ddim", "full")]
+)
+def test_images_that_are_too_few_for_the_metrics(file: Path, part: str, system: str, protocol: str) -> None:
+    content = json.loads(SMALL)
+    sampling = (content["published"] if part else content)["systems"][system]["sampling"]
+    sampling["images"][protocol] = content["metrics"]["kid_subset_size"]
+    file.write_text(yaml.dump(content))
+    assert params.load_measurable(file) == params.load(file)
+    sampling["images"][protocol] = 999
+    file.write_text(yaml.dump(content))
+    place = f"{part}systems.{system}.sampling.images.{protocol}"
+    with pytest.raises(InputError) as caught:
+        params.load_measurable(file)
+    said = f"metrics.kid_subset_size: 1000 is not allowed; allowed: at most 999, as {place} says"
+    assert str(caught.value) == f"{file}: {said}"
 
 
 @QUICK

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
+from edadm.params.kinds import BELOW, BOUND
 from edadm.params.schema import TEXT_FILES, OriginalParams, Params, PublishedSystemParams, SystemParams
 from edadm.params.train import TrainParams
 
@@ -79,14 +80,36 @@ def _pipeline_disagreements(params: Params) -> Iterator[str]:
 def _system_disagreements(place: str, settings: SystemParams | PublishedSystemParams) -> Iterator[str]:
     """Where the parts of one system do not fit each other."""
     images, calibration, sampler = settings.sampling.images, settings.calibration, settings.sampler
-    if set(images) != {"demo", "full"} or min(images.values()) < 1:
-        allowed = "{demo: N, full: N}, each N above 0"
+    if set(images) != {"demo", "full"} or not all(0 < count < BOUND for count in images.values()):
+        allowed = f"{{demo: N, full: N}}, each N above 0, {BELOW}"
         yield f"{place}.sampling.images: {images} is not allowed; allowed: {allowed}"
     if (calibration.radius is None) == (calibration.radius_quantile is None):
         given = "both are" if calibration.radius is not None else "neither is"
         yield f"{place}.calibration: radius, radius_quantile: {given} given; allowed: exactly one of the two"
+    if _overlap(settings):
+        evaluated = f"{settings.sampling.seed} to {settings.sampling.seed + max(images.values()) - 1}"
+        allowed = f"one from which {calibration.samples} seeds are none of the images', {evaluated}"
+        yield f"{place}.calibration.seed: {calibration.seed} is not allowed; allowed: {allowed}"
     if sampler.name == "plms" and sampler.eta != 0:
         yield f"{place}.sampler.eta: {sampler.eta} is not allowed; allowed: 0 (plms adds no noise)"
+
+
+def _overlap(settings: SystemParams | PublishedSystemParams) -> bool:
+    """Whether a seed is both of the calibration set and of an image that is evaluated."""
+    one = settings.calibration.seeds
+    others = [settings.sampling.seeds(protocol) for protocol in settings.sampling.images]
+    return any(one.start < other.stop and other.start < one.stop for other in others)
+
+
+def too_few_images(params: Params) -> Iterator[str]:
+    """Where the metrics need more images than a protocol has; apart, since Snakemake can plan what has fewer."""
+    needed = params.metrics.kid_subset_size
+    for part, systems in (("systems", params.systems), ("published.systems", params.published.systems)):
+        for name, settings in systems.items():
+            for protocol, count in settings.sampling.images.items():
+                if count < needed:
+                    allowed = f"at most {count}, as {part}.{name}.sampling.images.{protocol} says"
+                    yield f"metrics.kid_subset_size: {needed} is not allowed; allowed: {allowed}"
 
 
 def _file_disagreements(place: str, checkpoint: OriginalParams) -> Iterator[str]:
@@ -133,6 +156,10 @@ def _ablation_disagreements(params: Params) -> Iterator[str]:
     ablation = params.ablation
     if ablation.system not in params.pipeline.systems:
         yield f"ablation.system: unknown system {ablation.system!r}; allowed: {', '.join(params.pipeline.systems)}"
+    for repeat in ablation.repeats:
+        if _overlap(params.system(ablation.system, repeat)):
+            allowed = "repetitions whose calibration has no seed of their images"
+            yield f"ablation.repeats: {repeat} is not allowed; allowed: {allowed}"
     for index, row in enumerate(ablation.rows):
         place = f"ablation.rows[{index}]"
         if row.variant not in params.variants:
@@ -151,8 +178,8 @@ def _ablation_disagreements(params: Params) -> Iterator[str]:
 def _training_disagreements(train: TrainParams) -> Iterator[str]:
     """Where a training would end before its first step."""
     for name, settings in (("fashion-ddim", train.fashion_ddim), ("fashion-ldm", train.fashion_ldm)):
-        if not settings.cycles or min(settings.cycles) < settings.batch:
-            allowed = f"one or more, each at least {settings.batch}, a batch"
+        if not settings.cycles or not all(settings.batch <= seen < BOUND for seen in settings.cycles):
+            allowed = f"one or more, each at least {settings.batch}, a batch, {BELOW}"
             yield f"train.{name}.cycles: {list(settings.cycles)} is not allowed; allowed: {allowed}"
     first = train.fashion_ldm.autoencoder
     if first.seen < first.batch:

@@ -10,9 +10,9 @@ from types import UnionType
 from typing import Any, get_args, get_origin
 
 from edadm.params import schema
-from edadm.params.kinds import TYPES, key_of
+from edadm.params.kinds import BELOW, TYPES, key_of
 
-HEAD = """\
+HEAD = f"""\
 # `params.yaml`, key by key
 
 Made by `edadm params > docs/params.md`.
@@ -20,7 +20,7 @@ Made by `edadm params > docs/params.md`.
 `params.yaml` says what is built and how. It is checked before anything runs: a wrong key or value gives one line with
 the key, the value and what is allowed. After an edit, `snakemake --cores 2` and `dvc repro` run only the stages that
 depend on the edited keys; `snakemake -n` says which. What the words mean is in [concepts.md](concepts.md). A key
-without a default has to be given.
+without a default has to be given, and a number without an upper limit is {BELOW}.
 """
 TABLE = "| key | allowed | default | meaning |\n|---|---|---|---|"
 
@@ -77,7 +77,7 @@ def _row(key: str, allowed: str, entry: Field, owner: type) -> str:
 
 
 def _allowed(entry: Field) -> str:
-    allowed = entry.metadata.get("allowed", "")
+    allowed = entry.metadata.get("allowed", "").replace(f", {BELOW}", "")  # the document's head says it
     if allowed.startswith(("one of", "a list", "2 to 8", "8, or")):
         return allowed
     kinds = [entry.type, *get_args(entry.type)]

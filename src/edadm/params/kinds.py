@@ -1,11 +1,13 @@
 """The kinds of values in params.yaml: each makes a dataclass field that says what is allowed."""
 
-import math
 from collections.abc import Callable
 from dataclasses import MISSING, Field, field
 from typing import Any
 
 TYPES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+# Of numbers that no machine and no learning has a use for. As for seeds, PyTorch's CPU generator takes 32 bits of them:
+# beyond those, others give the same images again.
+BOUND, BELOW = 2**31, "below 2^31"
 
 
 def checked(allowed: str, holds: Callable[[Any], bool], default: Any = MISSING) -> Any:
@@ -24,13 +26,13 @@ def some_of(*names: str, default: Any = MISSING) -> Any:
 
 
 def at_least(smallest: float, default: Any = MISSING) -> Any:
-    """A finite number not below ``smallest``."""
-    return checked(f"at least {smallest}", lambda value: smallest <= value < math.inf, default)
+    """A number not below ``smallest``, but below ``BOUND``."""
+    return checked(f"at least {smallest}, {BELOW}", lambda value: smallest <= value < BOUND, default)
 
 
 def above_zero(default: Any = MISSING) -> Any:
-    """A finite number above 0."""
-    return checked("above 0", lambda value: 0 < value < math.inf, default)
+    """A number above 0, but below ``BOUND``."""
+    return checked(f"above 0, {BELOW}", lambda value: 0 < value < BOUND, default)
 
 
 def between(low: float, high: float, default: Any = MISSING) -> Any:

@@ -15,6 +15,8 @@ from edadm.params.train import TrainParams
 
 CALIBRATORS = ("tdac", "uniform", "normal")
 FORMATS = ("cifar10-ddim", "bedroom-ldm4", "church-ldm8", "imagenet-ldm4", "coco-sd14")
+THREADS = 1024  # more than machines have
+FEATURES = 10_000  # of real images, that reference statistics keep
 TEXT_FILES = ("vocabulary", "merges", "captions")  # what a text-conditional format needs besides its weights
 
 
@@ -70,7 +72,7 @@ class FileParams(Settings):
     """Its name in `originals/`, or in the folder that `$EDADM_CHECKPOINTS` names."""
     sources: tuple[str, ...] = checked("a list of one or more URLs or paths", bool)
     """Tried in turn; what has no `://` is a path, used where it lies."""
-    size: int | None = optional(at_least(1))
+    size: int | None = optional(between(1, 10**15))
     """Bytes, as the publisher states."""
     sha256: str | None = optional(checked("64 hexadecimal digits", re.compile(r"[0-9a-f]{64}").fullmatch))
     """As the publisher states; without any hash, that of the first download is kept in `originals.sha256`."""
@@ -309,12 +311,12 @@ class EngineParams(Settings):
 
     body: str = one_of("f32", "bf16", "f16")
     """Type of all that is not an integer layer: `f32` (exact), `bf16` (faster) or, on cuda, `f16`."""
-    threads: int = at_least(1)
+    threads: int = between(1, THREADS)
     """Threads of PyTorch in calibration and training, and of what is timed."""
-    reconstruction_threads: int = at_least(1, default=1)
+    reconstruction_threads: int = between(1, THREADS, default=1)
     """Threads of a reconstruction. On small networks two of them beside each other, of one thread each, end sooner than
     one after the other with two; on the published systems take all cores."""
-    evaluation_threads: int = at_least(1, default=1)
+    evaluation_threads: int = between(1, THREADS, default=1)
     """Threads of a shard of images, a verification or a measurement of quality: many of them run beside each other, and
     so do more on the same cores than one of them with more threads."""
 
@@ -325,9 +327,9 @@ class MetricsParams(Settings):
 
     kid_subsets: int = at_least(1)
     """Subsets over which KID is averaged."""
-    kid_subset_size: int = at_least(2)
-    """Images in each of them."""
-    neighbours: int = at_least(1)
+    kid_subset_size: int = between(2, FEATURES)
+    """Images in each of them, not more than any protocol has."""
+    neighbours: int = between(1, FEATURES - 1)
     """k of precision and recall: an image is within reach of its k nearest."""
 
 
