@@ -148,9 +148,10 @@ def prepared(folder: Path, bin_folder: Path, runs: tuple[str, ...] = RUNS) -> Wo
     params["ablation"]["rows"] = [row for row in params["ablation"]["rows"] if row["variant"] in ("fp32", "w4a8-fbr")]
     params["variants"]["w4a8"]["reconstruction"]["iterations"] = 400
     params["engine"]["threads"] = 1
+    params["metrics"]["kid_subset_size"] = 2
     published = params["published"]
     published["systems"] = {PUBLISHED: published["systems"][PUBLISHED]}
-    published["systems"][PUBLISHED]["sampling"] |= {"shard": 2, "images": {"demo": 1, "full": 3}}
+    published["systems"][PUBLISHED]["sampling"] |= {"shard": 2, "images": {"demo": 2, "full": 3}}
     published["runs"] = {f"{PUBLISHED}-{v}": published["runs"][f"{PUBLISHED}-{v}"] for v in ("fp32", "w4a8")}
     # DVC parses the file for every stage: without recipes that no run here has, each command is a fifth quicker
     recipes = {run["variant"] for run in (*params["runs"].values(), *params["ablation"]["rows"])} | {"w8a8"}

@@ -44,7 +44,7 @@ def with_params(command: Callable) -> Callable:
     @click.pass_obj
     @functools.wraps(command)
     def call(path: Path, *args: object, **kwargs: object) -> object:
-        return command(parameters.load_measurable(path), *args, **kwargs)
+        return command(parameters.load(path), *args, **kwargs)
 
     return call
 

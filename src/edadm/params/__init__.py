@@ -4,7 +4,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from edadm.errors import InputError
-from edadm.params.checks import disagreements, too_few_images
+from edadm.params.checks import disagreements
 from edadm.params.reading import parse, text_of
 from edadm.params.schema import (
     CALIBRATORS,
@@ -65,7 +65,6 @@ __all__ = [
     "TrainParams",
     "check",
     "load",
-    "load_measurable",
 ]
 
 
@@ -73,14 +72,6 @@ def load(path: Path | str = "params.yaml") -> Params:
     """The parameters in ``path``; InputError with one line (key, value, what is allowed) for the first wrong one."""
     path = Path(path)
     return _checked(text_of(path), path)
-
-
-def load_measurable(path: Path | str = "params.yaml") -> Params:
-    """The same, of protocols with enough images for the metrics: what computes would else come to that after hours."""
-    params = load(path)
-    for problem in too_few_images(params):
-        raise InputError(f"{path}: {problem}")
-    return params
 
 
 @lru_cache(maxsize=4)  # a process may ask more than once

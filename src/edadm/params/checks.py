@@ -58,6 +58,7 @@ def disagreements(params: Params) -> Iterator[str]:
     for key, run in params.published.runs.items():
         if run.recipe is None:
             yield f"published.runs.{key}.recipe: is missing; allowed: {', '.join(params.variants)}"
+    yield from _metrics_disagreements(params)
     yield from _ablation_disagreements(params)
     yield from _training_disagreements(params.train)
 
@@ -101,8 +102,8 @@ def _overlap(settings: SystemParams | PublishedSystemParams) -> bool:
     return any(one.start < other.stop and other.start < one.stop for other in others)
 
 
-def too_few_images(params: Params) -> Iterator[str]:
-    """Where the metrics need more images than a protocol has; apart, since Snakemake can plan what has fewer."""
+def _metrics_disagreements(params: Params) -> Iterator[str]:
+    """Where the metrics need more images than a protocol has, to which they would come after hours."""
     needed = params.metrics.kid_subset_size
     for part, systems in (("systems", params.systems), ("published.systems", params.published.systems)):
         for name, settings in systems.items():
