@@ -10,6 +10,7 @@ import tiny
 import tiny_pipelines
 import torch
 from click.testing import CliRunner
+from hostile import refused
 from safetensors.torch import save_file
 
 from edadm import artifacts, comparison
@@ -126,6 +127,15 @@ def test_what_is_not_ours_is_refused_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(InputError) as error:
             artifacts.describe(path)
         assert path.name in str(error.value) and "\n" not in str(error.value)
+
+
+def test_folders_in_folders_end(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / name).symlink_to(tmp_path)
+    assert "not a file or folder that edadm writes" in refused(artifacts.describe, tmp_path)
+    (tmp_path / "results" / "system").mkdir(parents=True)
+    (tmp_path / "results" / "system" / "losses.csv").write_text("unit,index,kind,iteration\n")
+    assert artifacts.describe(tmp_path)["results"] == "results"
 
 
 def test_info_prints_lines(written: Path) -> None:

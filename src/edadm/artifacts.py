@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from edadm.files import read_json
 from edadm.quantization import checkpoint
 
 Lines = dict[str, Any]
+
+LEVELS = 3  # below the project's own folder: results, a system, what was made
 
 # JSON files by keys that only they have
 JSONS = {
@@ -36,12 +39,16 @@ CSVS = {
 }
 
 
-def describe(path: Path) -> Lines:
-    """What ``path`` is (``kind``) and holds, by name; InputError when it is nothing that this project writes."""
+def describe(path: Path, levels: int = LEVELS) -> Lines:
+    """What ``path`` is (``kind``) and holds, by name; InputError when it is nothing that this project writes.
+
+    A folder may hold other folders, of which it is looked for ``levels`` down: whole disks and loops of links end.
+    """
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
-    for reader in _FOLDERS if path.is_dir() else (_FILES.get(path.suffix, _nothing),):
+    folders = (*_FOLDERS, partial(_results, levels=levels))  # the last: it asks the others
+    for reader in folders if path.is_dir() else (_FILES.get(path.suffix, _nothing),):
         try:
             found = reader(path)
         except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:  # OSError: a folder of that name
@@ -148,11 +155,11 @@ def _units(folder: Path) -> Lines | None:
     return {"kind": "scratch of a reconstruction", "finished units": len(found)} if found else None
 
 
-def _results(folder: Path) -> Lines | None:
+def _results(folder: Path, levels: int) -> Lines | None:
     held = {}
-    for child in sorted(folder.iterdir()):
+    for child in sorted(folder.iterdir()) if levels else ():
         try:
-            held[child.name] = describe(child)["kind"]
+            held[child.name] = describe(child, levels - 1)["kind"]
         except InputError:
             continue
     return {"kind": "results", **held} if held else None
@@ -161,7 +168,7 @@ def _results(folder: Path) -> Lines | None:
 def _json(path: Path) -> Lines | None:
     content = read_json(path)
     if path.name in ("config.json", "engine.json", "model_index.json", "size.json"):
-        for reader in _FOLDERS[:-1]:
+        for reader in _FOLDERS:
             found = reader(path.parent)
             if found is not None:
                 return found
@@ -237,7 +244,6 @@ _FOLDERS: tuple[Callable[[Path], Lines | None], ...] = (
     _unet,
     _embedder,
     _units,
-    _results,  # the last: it asks the others
 )
 _FILES: dict[str, Callable[[Path], Lines | None]] = {
     ".json": _json,
