@@ -3,10 +3,12 @@
 import hashlib
 import io
 import random
+import shutil
 import stat
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from fileserver import FileServer, serving
@@ -117,10 +119,11 @@ def test_mirrors_are_tried_in_turn(server: FileServer) -> None:
         (500, ["HTTP 500"]),
     ],
 )
-def test_what_a_server_refuses_is_one_line(server: FileServer, status: int, parts: list[str]) -> None:
+def test_what_a_server_refuses_is_one_line(server: FileServer, here: Path, status: int, parts: list[str]) -> None:
     server.statuses["model.ckpt"] = status
     message = refused(published(server))
     assert all(part in message for part in parts), message
+    assert not here.exists()
 
 
 def test_a_wrong_file_is_thrown_away(server: FileServer, here: Path) -> None:
@@ -132,15 +135,23 @@ def test_a_wrong_file_is_thrown_away(server: FileServer, here: Path) -> None:
     assert "is not the published file (md5" in refused(wrong_md5)
     server.types["model.ckpt"] = "text/html; charset=utf-8"
     assert "sends a web page" in refused(published(server))
-    assert list(here.iterdir()) == []
+    assert not here.exists()
     server.files["model.ckpt"], server.types = CONTENT, {}
     assert download.fetch(wrong_md5).read_bytes() == CONTENT
 
 
-def test_no_server_at_all(server: FileServer) -> None:
+def test_no_server_at_all(server: FileServer, here: Path) -> None:
     file = FileParams(name="model.ckpt", sources=["http://127.0.0.1:9/model.ckpt", "nowhere/model.ckpt"])
     message = refused(file)
     assert "127.0.0.1:9/model.ckpt: the connection failed" in message and "nowhere/model.ckpt: no such file" in message
+    assert not here.exists()
+
+
+def test_a_disk_without_room(server: FileServer, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: asked.append(path) or Mock(free=len(CONTENT) - 1))
+    assert f"do not fit into the {len(CONTENT) - 1} bytes left" in refused(published(server))
+    assert asked == [here.parent] and not here.exists()
 
 
 def test_a_file_without_a_published_hash_is_trusted_once(server: FileServer, here: Path) -> None:
@@ -201,7 +212,7 @@ def test_a_truncated_zip_is_refused_and_a_later_run_gets_it_whole(server: FileSe
     whole = archive(**{"model.ckpt": CONTENT})
     with pytest.raises(InputError, match="what it sent is not a whole zip file with model.ckpt; it was thrown away"):
         download.fetch(zipped(server, whole[:-100]))
-    assert list(here.iterdir()) == [] and not download.RECORDED.exists()
+    assert not here.exists() and not download.RECORDED.exists()
     with download.original(zipped(server, whole)) as path:
         assert path.read_bytes() == CONTENT
 

@@ -14,7 +14,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
@@ -109,9 +109,8 @@ def recorded() -> dict[str, str]:
 
 def _download(url: str, path: Path, file: FileParams) -> None:
     """Bring ``url`` to ``path`` once it is complete and right; InputError, with the part kept, when it broke off."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
-    stalled = 0
+    new, stalled = not path.parent.exists(), 0
     while True:
         have = _size(part)
         try:
@@ -128,6 +127,9 @@ def _download(url: str, path: Path, file: FileParams) -> None:
     _note(part).unlink(missing_ok=True)
     if problem:
         part.unlink()
+        with suppress(OSError):  # another download may have put something there
+            if new:
+                part.parent.rmdir()
         raise InputError(f"{url}: what it sent {problem}; it was thrown away")
     os.replace(part, path)
 
@@ -189,6 +191,7 @@ def _transfer(url: str, part: Path, file: FileParams) -> None:
             length = int(response.headers.get("Content-Length", 0))
             start = have if resumed else 0
             _check_space(part, length, file)
+            part.parent.mkdir(parents=True, exist_ok=True)  # not before there is something to put there
             with part.open("ab" if resumed else "wb") as out:  # an old part is gone before its note is
                 atomic_write(note, json.dumps({"url": url, "version": version}))
                 _copy(response, out, file.name, start, start + length)
@@ -218,7 +221,7 @@ def _check_response(response: requests.Response, url: str) -> None:
 
 
 def _check_space(part: Path, length: int, file: FileParams) -> None:
-    free = shutil.disk_usage(part.parent).free
+    free = shutil.disk_usage(next(each for each in part.absolute().parents if each.exists())).free
     if length > free:
         raise InputError(f"{part.parent}: {length} bytes of {file.name} do not fit into the {free} bytes left")
 
