@@ -65,3 +65,15 @@ def test_a_missing_result_is_one_line_and_no_picture(
 def test_an_unknown_variant_is_one_line(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert draw(results, variant="w3a3") == 2
     assert "fashion-ddim has no run 'w3a3'; params.yaml has fp32, w8a8" in capsys.readouterr().err
+    assert draw(results, "cifar10-ddim", "w3a3") == 2
+    assert "cifar10-ddim has no run 'w3a3'; params.yaml has fp32, w8a8, w4a8\n" in capsys.readouterr().err
+
+
+def test_a_published_system_is_drawn_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    colour = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3)).astype(np.uint8)
+    make_results(tmp_path / "results", colour, VARIANTS[:3])
+    (tmp_path / "results" / "fashion-ddim").rename(tmp_path / "results" / "cifar10-ddim")
+    assert draw(tmp_path / "results", "cifar10-ddim") == 0
+    strip = np.asarray(Image.open(tmp_path / "pictures" / "samples.png"))
+    assert strip.shape == (68 * 3 - 4, 68 * 12 - 4, 4) and np.array_equal(strip[:64:2, :64:2, :3], colour[0])

@@ -166,7 +166,8 @@ def pictures(params: Params, system: str, variant: str, results: Path, out: Path
     from edadm.report import pictures as writer
 
     params.system(system)
-    runs = {run.variant: run for run in params.runs.values() if run.system == system}
+    known = {**params.runs, **params.published.runs}.values()
+    runs = {run.variant: run for run in known if run.system == system}
     if variant not in runs:
         raise InputError(f"{system} has no run {variant!r}; params.yaml has {', '.join(runs)}")
     writer.write(results, system, list(runs), variant, runs[variant].calibrator, out)
