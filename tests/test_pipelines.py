@@ -11,7 +11,7 @@ import pytest
 import tiny
 import tiny_pipelines
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DModel
+from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DModel
 from safetensors.torch import load_file
 
 import edadm
@@ -20,6 +20,7 @@ from edadm.errors import InputError
 from edadm.files import read_json
 from edadm.params import CalibrationParams
 from edadm.pipelines import calls, folder, generate, quantize
+from edadm.pipelines.classes import ClassPipeline
 from edadm.quantization import fbr, reconstruction
 
 ROOT = Path(__file__).parent.parent
@@ -326,6 +327,7 @@ def test_pipelines_that_cannot_be_used(sources: Callable[[str], Path]) -> None:
         (plain, {"calibrator": "random"}, "random"),
         (folder.open_pipeline(sources("labelled")), {}, "class labels"),
         (folder.open_pipeline(sources("labelled")), {"class_labels": [7]}, "not in 0 to 2"),
+        (ClassPipeline(tiny.unet(), DDIMScheduler()), {"class_labels": [0, 1]}, "takes no class labels"),
     ):
         with pytest.raises(InputError, match=named):
             edadm.calibrate(pipeline, **{"samples": 2, "batch": 2, "steps": 2} | given)

@@ -49,6 +49,8 @@ class ClassPipeline(DiffusionPipeline):
         """
         if self.needs_class_labels and class_labels is None:
             raise InputError(f"this model draws from class labels, 0 to {self.classes - 1}: give some")
+        if class_labels is not None and not self.needs_class_labels:
+            raise InputError("this model takes no class labels: give none")
         labels = torch.tensor(class_labels or [])
         if len(labels) and not (labels.min() >= 0 and labels.max() < self.classes):
             raise InputError(f"class label {labels.max()} is not in 0 to {self.classes - 1}")
