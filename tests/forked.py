@@ -1,5 +1,6 @@
 """Snakemake and DVC as a shell starts them, in forks of one process that has imported them: half of their time."""
 
+import gc
 import multiprocessing
 import os
 import subprocess
@@ -10,8 +11,14 @@ from importlib import import_module
 from pathlib import Path
 
 COMMANDS = ("snakemake", "dvc")
+# with what they import when they come to it
+IMPORTED = (
+    *("snakemake.cli", "snakemake.report.html_reporter", "smart_open", "edadm.params", "dvc.cli.parser", "dvc.lock"),
+    *("dvc.repo.datasets", "dvc.repo.index", "dvc.repo.plots", "dvc.repo.reproduce", "dvc.rwlock", "dvc.scm"),
+    *("networkx", "psutil", "pyparsing", "ruamel.yaml"),
+)
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["snakemake.cli", "dvc.cli.parser", "dvc.repo.index", "dvc.repo.reproduce"])
+_processes.set_forkserver_preload(list(IMPORTED))
 
 
 def run(words: Sequence[str], cwd: Path, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
@@ -24,6 +31,7 @@ def run(words: Sequence[str], cwd: Path, env: Mapping[str, str]) -> subprocess.C
 
 
 def _command(words: Sequence[str], cwd: Path, env: dict[str, str], output: str) -> None:
+    gc.freeze()  # nothing that is imported is garbage
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from command_line import call
 from reliability import agrees
-from workspace import PER_RUN, ROOT, RUNS, SYSTEM, Workspace, prepared
+from workspace import PER_RUN, ROOT, RUNS, SYSTEM, Workspace, prepared, stub_in
 
 VARIANTS = ("fp32", "w8a8", "w4a8")
 KINDS = ("the stage's command", "its DVC", "Snakemake")
@@ -193,10 +193,10 @@ def started(space: Workspace) -> Counter[str]:
     return Counter(re.sub(" (.*)/", r".\1-of-", line) for line in lines)
 
 
-def test_killed(undisturbed: Workspace, bin_folder: Path, tmp_path: Path) -> None:
+def test_killed(undisturbed: Workspace, tmp_path: Path) -> None:
     """kill -9 of each stage's command, DVC and Snakemake, in successive runs of one workspace."""
     runs = tuple(f"{SYSTEM}-{variant}" for variant in VARIANTS)
-    space = prepared(tmp_path / "project", bin_folder, runs)
+    space = prepared(tmp_path / "project", stub_in(tmp_path / "bin"), runs)
     left: list[str] = []
     rows = {family: {} for family in FAMILIES}
     beside: list[list[str]] = []

@@ -3,11 +3,12 @@
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import slurm_cluster
 import yaml
-from workspace import SYSTEM, Workspace
+from workspace import SYSTEM, Workspace, copied, stub_in
 
 PROFILE = ["snakemake", "--profile", "workflow/profiles/slurm"]
 # The plugin looks after so many seconds, and then every ten seconds more: short jobs are to be over at the second look.
@@ -30,8 +31,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[slurm_cluster.
 
 
 @pytest.fixture
-def on_cluster(space: Workspace, cluster: slurm_cluster.Cluster) -> Workspace:
-    """A workspace whose commands are those of the test's own Slurm."""
+def on_cluster(finished: Workspace, cluster: slurm_cluster.Cluster, tmp_path: Path) -> Workspace:
+    """A copy of the finished workspace whose commands are those of the test's own Slurm."""
+    space = copied(finished, tmp_path / "project", stub_in(tmp_path / "bin"))
     space.environment["PATH"] = f"{cluster.clients}{os.pathsep}{space.environment['PATH']}"
     return space
 
