@@ -300,7 +300,7 @@ def prepared(width: int, rows: int) -> Prepared:
     generator = torch.Generator().manual_seed(1)
     x, t = torch.randn(rows, 3, 32, 32, generator=generator), torch.randint(0, 1000, (rows,), generator=generator)
     batches = list(zip(x.split(32), t.split(32), strict=True))
-    recipe = Recipe(weights=4, activations=8, reconstruction=Reconstruction(method="fbr"))
+    recipe = Recipe(weights=4, activations=8, ranges="minmax", reconstruction=Reconstruction(method="fbr"))
     unet = cifar_unet(width)
     example = tuple(value[:1] for value in batches[0])
     simulate(unet, example, recipe)
