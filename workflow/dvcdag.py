@@ -39,6 +39,7 @@ STAMPS = Path(".stamps")
 RUNNING = ".running"  # in STAMPS: locked by the Snakemake that runs here
 SNAKEMAKE_LOCKS = Path(".snakemake/locks")
 DEFAULT, NOT_RUN = "dvc.yaml", "has not run"
+REASONS = 3  # that are told of one stage
 FRESH = 946684800  # the one modification time of every stamp that sync writes
 POLL = 0.5  # seconds between two looks at what another process does
 
@@ -90,6 +91,8 @@ class Stages:
                     for path, what in entry.status().items():
                         parts = {"": what} if isinstance(what, str) else what
                         why += [" ".join(filter(None, (path, key, how))) for key, how in parts.items()]
+                if len(why) > REASONS:
+                    why[REASONS:] = [f"and {len(why) - REASONS} more"]
                 if why:
                     found[name] = ", ".join(why)
         return found
