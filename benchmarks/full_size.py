@@ -22,7 +22,7 @@ COLUMNS = ("system", "bits", "stage", "peak_mib", "written_mb")
 
 
 def settings(system: str) -> dict:
-    """The project's parameters with one image, one step and ``timed-VARIANT``: its variants' recipes, not learned."""
+    """The project's parameters with two images, one step and ``timed-VARIANT``: its variants' recipes, not learned."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     published = params["published"]
     own = (params["systems"] | published["systems"])[system]
@@ -30,7 +30,8 @@ def settings(system: str) -> dict:
         own["checkpoint"]["source"] = str(ROOT / own["checkpoint"]["source"])
     own["sampler"]["steps"] = 1
     own["calibration"] |= {"samples": 1, "batch": 1}
-    own["sampling"] |= {"batch": 1, "shard": 1, "images": {"demo": 1, "full": 1}}
+    own["sampling"] |= {"batch": 1, "shard": 1, "images": {"demo": 2, "full": 2}}
+    params["metrics"]["kid_subset_size"] = 2
     for run in (params["runs"] | published["runs"]).values():
         if run["system"] == system:
             recipe = params["variants"][run.get("recipe", run["variant"])]
