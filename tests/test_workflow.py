@@ -3,6 +3,7 @@
 import ast
 import re
 import shutil
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -239,12 +240,20 @@ def modules_read(path: Path, seen: set[Path]) -> set[Path]:
     """The modules of the project that the module at ``path`` imports, however indirectly, and itself."""
     if path not in seen:
         seen.add(path)
-        for node in ast.walk(ast.parse(path.read_text())):
-            for each in imported(node):
-                modules_read(each, seen)
-        for each in LOADED_BY_NAME.get(path, ()):
+        for each in (*all_imported(parsed(path)), *LOADED_BY_NAME.get(path, ())):
             modules_read(each, seen)
     return seen
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
+def all_imported(tree: ast.AST) -> list[Path]:
+    """The modules of the project that a piece of code imports by itself."""
+    return [path for node in ast.walk(tree) for path in imported(node)]
 
 
 def imported(node: ast.AST) -> list[Path]:
@@ -330,18 +339,17 @@ def test_the_run_cache_takes_every_stage() -> None:
 
 def test_stages_depend_on_the_sources_that_their_commands_import() -> None:
     """An edit of a module must not leave old results in place."""
-    trees = [ast.parse(path.read_text()) for path in (SOURCE / "cli").glob("*.py")]
+    trees = [parsed(path) for path in (SOURCE / "cli").glob("*.py")]
     functions = {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef)}
     for family, stage in families().items():
         name = re.sub("-(full|ablation|published)$", "", family)
         read: set[Path] = set()
-        for node in ast.walk(functions[COMMANDS.get(name, name)]):
-            for path in imported(node):
-                modules_read(path, read)
+        for path in all_imported(functions[COMMANDS.get(name, name)]):
+            modules_read(path, read)
         read -= PLUMBING | {SOURCE / unused for unused in UNUSED.get(name, ())}
         if not family.endswith("-published"):
             read -= OF_PUBLISHED
-        needed = {str(path.relative_to(ROOT)) for path in read if len(ast.parse(path.read_text()).body) > 1}
+        needed = {str(path.relative_to(ROOT)) for path in read if len(parsed(path).body) > 1}
         listed = {dep for dep in stage["deps"] if dep.startswith("src/")}
         assert needed <= listed, f"{family}: dvc.yaml lacks {sorted(needed - listed)}"
         assert all((ROOT / dep).exists() for dep in listed), f"{family}: {sorted(listed)}"
