@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 COMMANDS = ("snakemake", "dvc")
@@ -24,13 +25,20 @@ _processes.set_forkserver_preload(list(IMPORTED))
 def run(words: Sequence[str], cwd: Path, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     """One of ``COMMANDS`` with its arguments; what it writes to standard error is in the output as well."""
     with tempfile.NamedTemporaryFile("r") as output:
-        process = _processes.Process(target=_command, args=(words, cwd, dict(env), output.name))
-        process.start()
+        process = start(words, cwd, env, output.name)
         process.join()
         return subprocess.CompletedProcess(words, process.exitcode, output.read())
 
 
-def _command(words: Sequence[str], cwd: Path, env: dict[str, str], output: str) -> None:
+def start(words: Sequence[str], cwd: Path, env: Mapping[str, str], output: Path | str) -> BaseProcess:
+    """As ``run``, without waiting for its end: what it writes is appended to a file; its process leads a group."""
+    process = _processes.Process(target=_command, args=(words, cwd, dict(env), output))
+    process.start()
+    return process
+
+
+def _command(words: Sequence[str], cwd: Path, env: dict[str, str], output: Path | str) -> None:
+    os.setpgid(0, 0)
     gc.freeze()  # nothing that is imported is garbage
     os.environ.clear()
     os.environ.update(env)

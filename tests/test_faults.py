@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import forked
 import psutil
 import pytest
 import yaml
@@ -89,21 +90,24 @@ class Run:
 
     def __init__(self, space: Workspace, cores: int) -> None:
         self.space, self.output = space, space.log.with_name("run.txt")
+        self.output.write_text("")
         # latency takes all cores otherwise, and could not be held beside others
         words = ["snakemake", "--cores", str(cores), "--set-threads", "latency=1"]
-        with self.output.open("w") as file:
-            self.process = subprocess.Popen(
-                words, cwd=space.folder, env=space.environment, stdout=file, stderr=subprocess.STDOUT, process_group=0
-            )
+        self.process = forked.start(words, space.folder, space.environment, self.output)
 
     def said(self) -> str:
         return self.output.read_text()
+
+    def exit_code(self) -> int:
+        """Wait for its end."""
+        self.process.join(HANG)
+        return self.process.exitcode
 
     def until(self, happened: Callable[[], bool]) -> None:
         """Wait for something that happens while this runs."""
         end = time.monotonic() + HANG
         while not happened():
-            assert self.process.poll() is None and time.monotonic() < end, self.said()[-6000:]
+            assert self.process.is_alive() and time.monotonic() < end, self.said()[-6000:]
             time.sleep(0.1)
 
 
@@ -161,10 +165,8 @@ def kill_in(run: Run, killed: dict[str, int]) -> None:
         hold(space, stage).unlink()
     if SNAKEMAKE in killed.values():
         run.process.kill()
-    if {SNAKEMAKE, EVERYTHING}.intersection(killed.values()):
-        run.process.wait()
-    else:
-        assert run.process.wait(HANG) == 1, run.said()[-6000:]
+    ended = -signal.SIGKILL if {SNAKEMAKE, EVERYTHING}.intersection(killed.values()) else 1
+    assert run.exit_code() == ended, run.said()[-6000:]
 
 
 def go_on(run: Run, left: list[str]) -> None:
@@ -182,7 +184,7 @@ def second_ones(run: Run, stage: str) -> list[list[str]]:
     for words in ("snakemake --cores 1", "dvc repro"):
         done = run.space.call(*words.split(), check=False)
         (said,) = set(re.findall(r"Directory cannot be locked|is busy", done.stdout)) or {done.stdout}
-        assert done.returncode != 0 and run.process.poll() is None
+        assert done.returncode != 0 and run.process.is_alive()
         rows.append([f"`{words}` while Snakemake runs `{OF_SYSTEM[stage]}`", f"“… {said} …”"])
     return rows
 
@@ -212,7 +214,7 @@ def test_killed(undisturbed: Workspace, tmp_path: Path) -> None:
             left = [stage for stage, kind in killed.items() if kind == SNAKEMAKE]
         run = Run(space, cores=1)
         go_on(run, left)
-        assert run.process.wait(HANG) == 0, run.said()[-6000:]
+        assert run.exit_code() == 0, run.said()[-6000:]
     begun = started(space)
     is_as(space, undisturbed)
     kills = Counter((stage, kind) for killed in RUNS_KILLED for stage, kind in killed.items())
