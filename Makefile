@@ -28,13 +28,16 @@ test-slow: test-tools
 test-tools:
 	@$(MAKE) --no-print-directory --jobs=2 .venv/ready debian-packages
 
+# a third of all modules, of which hardly any is ever imported
+SELDOM := transformers/models|diffusers/(modular_)?pipelines|sklearn|torch/(_inductor|testing)|fontTools|pygments
+
 # with the pip that comes with Python 3.11 it would take nearly half as long again; pip would compile the modules one
 # after the other
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt pip
 	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[dev]'
-	@$(BIN)/python -m compileall -q -j 0 -x /tests/ .venv/lib > /dev/null || true # some of the files are no Python
+	@$(BIN)/python -m compileall -q -j 0 -x '/(tests|$(SELDOM))/' .venv/lib > /dev/null || true # some are no Python
 	@touch $@
 
 # what the tests need from Debian: real images (the demo's statistics of them are in assets/), a browser for the page,
