@@ -188,14 +188,28 @@ def test_the_image_that_a_network_is_traced_with_is_small_and_as_odd():
     assert found == {4: 4, 8: 8, 13: 13, 32: 8, 64: 8, 44: 12, 45: 13}
 
 
-def test_a_linear_layer_reads_integers_without_a_zero_point():
-    """On ARM, OpenVINO takes those of zero point 128 for signed ones, and multiplies them wrongly."""
+def test_no_linear_layer_has_a_zero_point_of_128():
+    """On ARM, OpenVINO takes its inputs for signed ones, and multiplies them wrongly."""
     x = op.parameter([3, 16], np.float32)
     graph = ov.Model([layer_nodes(x.output(0), "layer", random_layer((24, 16), {}, zero=128))], [x])
     (quantization,) = (node for node in graph.get_ordered_ops() if node.get_type_name() == "FakeQuantize")
     assert [quantization.input_value(port).get_node().data.item() for port in (3, 4)] == [0, 255]
     (zero,) = (node for node in graph.get_ordered_ops() if node.get_type_name() == "Subtract")
-    assert zero.input_value(1).get_node().data.item() == 0
+    assert zero.input_value(1).get_node().data.item() == 127
+
+
+@pytest.mark.parametrize("zero", [97, 128, 255])
+@pytest.mark.parametrize("inputs", [128, 512])
+def test_a_zero_point_that_is_most_of_the_sums_cancels(inputs, zero):
+    """Weights of one sign and inputs near zero, as behind a gated feed-forward."""
+    layer = random_layer((24, inputs), {}, zero, seed=1)
+    layer = dataclasses.replace(layer, weight=layer.weight.int().abs().clamp(max=127).to(torch.int8))
+    integers = (zero + torch.randint(-3, 4, (5, inputs), generator=torch.Generator().manual_seed(0))).clamp(0, 255)
+    x = (integers - zero).float() * layer.input_scale
+    compiled = compiled_layer(layer, tuple(x.shape))
+    assert in_int8(compiled, names={"layer"}, count=1)
+    found = torch.from_numpy(compiled([x.numpy()])[0])
+    assert relative_error(found, reference.IntegerReference(layer)(x)) <= 1e-6
 
 
 @pytest.mark.parametrize("input_bits", [*range(2, 9), 16])

@@ -35,6 +35,8 @@ from edadm.quantization.attention import OPERANDS, Scales
 from edadm.quantization.checkpoint import QuantizedCheckpoint
 from edadm.quantization.integer_layer import IntegerLayer, pack, unpack
 
+EXACT_FLOAT32 = 2**24  # all integers up to it are float32 numbers
+
 
 def build_graph(
     loaded: QuantizedCheckpoint, shapes: Mapping[str, list[int]] | None = None, t_type: ov.Type = ov.Type.i64
@@ -144,7 +146,7 @@ def layer_nodes(x: ov.Output, name: str, layer: IntegerLayer) -> ov.Output:
     its low byte, called ``name.low``.
     """
     scale, zero = np.float32(layer.input_scale), layer.input_zero_point
-    bias = layer.bias if layer.is_convolution else linear_bias(layer)
+    bias = layer_bias(layer)
     if layer.input_bits == 16:
         q = op.clamp(op.add(op.round(op.divide(x, scale), "half_to_even"), np.float32(zero)), 0, 2**16 - 1)
         high = op.floor(op.multiply(q, np.float32(1 / 256)))
@@ -161,16 +163,31 @@ def layer_nodes(x: ov.Output, name: str, layer: IntegerLayer) -> ov.Output:
     return y.output(0)
 
 
-def linear_bias(layer: IntegerLayer) -> Tensor | None:
-    """What a linear layer adds to its scaled ``sum(q_x * q_w)``, float32 (out,): the bias less the zero point's part.
+def held_zero(zero: int, layer: IntegerLayer) -> int:
+    """How much of a byte's zero point, 0..255, OpenVINO may take out of the products; the bias takes the rest.
 
-    OpenVINO would take the zero point out of the products itself, but sum it in float32: up to 1e-4 off for thousands
-    of inputs. On ARM it takes inputs of zero point 128 for signed ones, whose products are wrong (kernel "gemm_acl_i8",
-    OpenVINO 2026.4; benchmarks/arm.sh).
+    All of it for a convolution. For a linear layer it subtracts ``zero * sum(q_w)`` from the sums, which it adds up in
+    float32: as much as that holds exactly in any order (else up to 1e-4 off for thousands of inputs). And never 128:
+    on ARM it takes such inputs for signed ones, whose products are wrong (kernel "gemm_acl_i8", OpenVINO 2026.4;
+    benchmarks/arm.sh).
     """
-    if not layer.input_zero_point:
+    if layer.is_convolution:
+        return zero
+    held = min(zero, EXACT_FLOAT32 // max(1, layer.weight.int().abs().sum(1).max().item()))
+    return held - 1 if held == 128 else held
+
+
+def layer_bias(layer: IntegerLayer) -> Tensor | None:
+    """What a layer adds to its scaled products, float32 (out,): the bias less the rest of the zero point's part.
+
+    Not all of the zero point's part: behind the scale it cancels only as far as both are rounded, up to 2e-6 off.
+    """
+    zero = layer.input_zero_point
+    parts = [(256, zero // 256), (1, zero % 256)] if layer.input_bits == 16 else [(1, zero)]
+    rest = sum(factor * (part - held_zero(part, layer)) for factor, part in parts)
+    if not rest:
         return layer.bias
-    sums = layer.weight.sum(1, dtype=torch.int64) * layer.input_zero_point
+    sums = layer.weight.sum(1, dtype=torch.int64) * rest
     bias = -sums.double() * layer.weight_scale.double() * layer.input_scale
     return (bias if layer.bias is None else bias + layer.bias.double()).float()
 
@@ -188,9 +205,9 @@ def of_byte(q: ov.Node, zero: np.ndarray | np.float32, scale: np.ndarray | np.fl
 def _product_nodes(q: ov.Node, name: str, scale: np.float32, zero: int, layer: IntegerLayer) -> ov.Node:
     """The convolution or product, called ``name``, of ``scale * (q - zero)`` for q u8 and the layer's weight.
 
-    That of a linear layer is of ``scale * q``: see ``linear_bias``.
+    Less what ``held_zero`` leaves of the zero point: see ``layer_bias``.
     """
-    x = of_byte(q, np.float32(zero if layer.is_convolution else 0), scale)
+    x = of_byte(q, np.float32(held_zero(zero, layer)), scale)
     shape = list(layer.weight.shape)
     if layer.groups > 1:
         shape = [layer.groups, shape[0] // layer.groups, *shape[1:]]
