@@ -262,8 +262,8 @@ def test_both_rates_fall_along_half_a_cosine(block: Block, monkeypatch: pytest.M
     step = torch.optim.Adam.step
 
     def spy(optimizer: torch.optim.Adam, *args: object) -> object:
-        ((first, now),) = {(group["initial_lr"], group["lr"]) for group in optimizer.param_groups}
-        rates.setdefault(first, []).append(now)
+        (group,) = optimizer.param_groups
+        rates.setdefault(group["initial_lr"], []).append(group["lr"])
         return step(optimizer, *args)
 
     monkeypatch.setattr(torch.optim.Adam, "step", spy)
@@ -271,23 +271,6 @@ def test_both_rates_fall_along_half_a_cosine(block: Block, monkeypatch: pytest.M
     assert rates.keys() == {0.05, 1e-4}
     for first, used in rates.items():
         assert used == pytest.approx([first * (1 + math.cos(math.pi * k / 4)) / 2 for k in range(4)])
-
-
-@pytest.mark.parametrize(("name", "rate"), [("conv_in", 1e-4 / 257), ("conv_out", 1e-4)])
-def test_steps_of_16_bits_move_as_far_for_their_size_as_those_of_8(
-    unet: nn.Module, data: dict[str, torch.Tensor], name: str, rate: float
-) -> None:
-    """Adam's first step is as long as its rate."""
-    model, units, batches = prepared(unet, data)
-    (unit,) = (unit for unit in units if unit.name == name)
-    layer = simulated_layers(model)[name]
-    assert layer.input_bits == (16 if name == "conv_in" else 8)
-    before = layer.input_scale.item()
-    rows = Rows([Call((torch.randn(8, layer.layer.in_channels, 8, 8),), {})], 8, Cache())
-    with torch.no_grad():
-        target, inner = fbr._run(unit, rows, "float", Cache())
-    fbr.Learner(unit, replace(LEARNED, iterations=1, activation_drop=0.0), 0, {}).learn(rows, rows, target, inner)
-    assert abs(layer.input_scale.item() - before) == pytest.approx(rate, rel=1e-2)
 
 
 def test_every_activation_is_counted() -> None:
@@ -362,7 +345,7 @@ def test_bias_correction_removes_the_mean_error_of_every_channel(
         quantize(copy.deepcopy(unet), data, recipe(settings=settings), tmp_path / str(correct), "mark")
         errors[correct], means[:] = means[1::2], []  # after learning; before it, error is asked for too
     assert len(errors[True]) == len(errors[False]) == len(prepared(unet, data)[1])
-    assert max(errors[True]) < 1e-6 and min(errors[False]) > 1e-5  # conv_in, of 16 bits, has the least
+    assert max(errors[True]) < 1e-6 and min(errors[False]) > 1e-4
 
 
 def test_two_runs_and_a_resumed_run_agree_to_the_bit(

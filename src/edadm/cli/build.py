@@ -157,7 +157,7 @@ def export(quantized: Path, form: str, out: Path) -> None:
 @click.option("--quantized", type=FOLDER, required=True)
 @click.option("--engine", type=FOLDER, required=True)
 @click.option("--calibration", "calibration_file", type=FILE, required=True, help="Gives the inputs to compare on.")
-@click.option("--images", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--images", type=click.IntRange(1), default=128, show_default=True)
 @click.option("--out", type=FILE, required=True)
 @with_threads("evaluation_threads")
 def verify(params: Params, quantized: Path, engine: Path, calibration_file: Path, images: int, out: Path) -> None:

@@ -214,7 +214,7 @@ class Reconstruction(Settings):
     rate_rounding: float = above_zero(default=0.05)
     """Learning rate of AdaRound's variables, falling to 0 along a cosine."""
     rate_steps: float = above_zero(default=0.0001)
-    """Learning rate of the activation steps, falling to 0 along a cosine; a 257th of it for 16 bits."""
+    """Learning rate of the activation steps, falling to 0 along a cosine."""
     layer_loss: float = at_least(0, default=0.8)
     """γ: weight of the losses of a block's inner layers beside the block's own; 0 is plain block reconstruction."""
     input_mix: float = between(0, 1, default=0.5)

@@ -170,11 +170,6 @@ def seed(settings: Reconstruction, index: int) -> int:
     return settings.seed * 100_003 + index
 
 
-def _rate(rate_steps: float, bits: int) -> float:
-    """Of a step of ``bits``: ``rate_steps`` up to 8; one of 16 is 257 times smaller, and so is its rate."""
-    return rate_steps * min(1, 255 / (2**bits - 1))
-
-
 class Learner:
     """Learns one unit's rounding and step sizes; ``sensitivity`` has the weights of squared errors, by module."""
 
@@ -192,12 +187,11 @@ class Learner:
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         settings = self.settings
         alphas = [layer.start_rounding() for layer in self.layers]
-        steps: dict[float, list[Tensor]] = {}  # by rate
-        for part in self.parts:
-            rate = _rate(settings.rate_steps, part.input_bits)
-            steps.setdefault(rate, []).append(part.input_scale.requires_grad_(True))
-        groups = [{"params": of_rate, "lr": rate} for rate, of_rate in steps.items()]
-        return [torch.optim.Adam(alphas, lr=settings.rate_rounding), torch.optim.Adam(groups)]
+        steps = [part.input_scale.requires_grad_(True) for part in self.parts]
+        return [
+            torch.optim.Adam(alphas, lr=settings.rate_rounding),
+            torch.optim.Adam(steps, lr=settings.rate_steps),
+        ]
 
     def _penalty(self, progress: float) -> Tensor:
         """AdaRound's pull towards 0 or 1: sum of 1 - |2h - 1|^beta, beta from 20 to 2 after a fifth of the run."""
