@@ -3,6 +3,7 @@
 import tiny  # noqa: F401, I001  (first: it imports edadm)
 
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import onnx
@@ -118,8 +119,9 @@ def test_tiny_networks(tmp_path, case):
     tiny.save(tmp_path / "quantized", model, bits, input_bits, scales)
     words = ("--quantized", str(tmp_path / "quantized"), "--format", form, "--out", str(tmp_path / "out"))
     assert call("export", *words) == 0
-    for errors in compare(tmp_path / "quantized", tmp_path / "out", *network_inputs(model, 3)):
-        assert errors[0] < 1e-5 and errors[-1] < 0.15  # but where round-off crosses a rounding tie
+    for errors in compare(tmp_path / "quantized", tmp_path / "out", *network_inputs(model, 16)):
+        # more in the images where round-off crosses a rounding tie: on every processor in others
+        assert median(errors) < 1e-5 and errors[-1] < 0.15
     content = b"".join((tmp_path / "out" / name).read_bytes() for name in exporter.FILES)
     assert str(ROOT).encode() not in content and b"site-packages" not in content
 
