@@ -52,6 +52,7 @@ def test_every_layer_runs_in_int8_and_is_exact() -> None:
     for row in rows:
         assert row["layers_in_int8"] == row["layers_in_graph"], row
         assert float(row["worst_layer_error"]) <= 1e-6, row
+        assert float(row["engine_to_reference"]) <= float(row["floor"]), row
 
 
 def test_files_are_as_small_as_the_arithmetic() -> None:
