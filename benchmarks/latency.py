@@ -192,10 +192,14 @@ def machine(threads: int) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit of this project, ``-dirty`` behind it where files differ from it; None without git."""
-    words = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    """The commit of this project, ``-dirty`` behind it where files but results differ from it; None without git."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
+        return git("rev-parse", "--short", "HEAD") + "-dirty" * bool(changed)
     except (OSError, subprocess.CalledProcessError):
         return None
 

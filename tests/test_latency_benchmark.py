@@ -85,6 +85,30 @@ def test_times_are_shared_out_by_what_nodes_are_for(tmp_path: Path) -> None:
     assert latency.times_by_kind(latency.OUT) in (ROOT / "docs/latency.md").read_text()
 
 
+def test_results_alone_make_no_commit_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*words: str) -> str:
+        own = ("-c", "user.name=t", "-c", "user.email=t@localhost")
+        done = subprocess.run(["git", *own, *words], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    monkeypatch.setattr(latency, "ROOT", tmp_path)
+    assert latency.commit() is None
+    files = [tmp_path / "source.py", tmp_path / "benchmarks" / "results" / "rows.json"]
+    files[1].parent.mkdir(parents=True)
+    for file in files:
+        file.write_text("old")
+    git("init", "-q")
+    git("add", "-A")
+    git("commit", "-qm", "first")
+    (tmp_path / "untracked").touch()
+    head = git("rev-parse", "--short", "HEAD")
+    assert latency.commit() == head
+    files[1].write_text("new")
+    assert latency.commit() == head
+    files[0].write_text("new")
+    assert latency.commit() == f"{head}-dirty"
+
+
 def test_memory_is_the_processs_own() -> None:
     held = bytearray(1200 << 20)
     held[::4096] = bytes([1]) * len(held[::4096])  # each page is there
