@@ -18,30 +18,27 @@ from statistics import median
 import click
 import numpy as np
 import openvino as ov
+import torch
 from openvino import opset13 as op
+from torch import Tensor
 
 from edadm.engines import cpu
 from edadm.engines.graph import of_byte, product_nodes
 from edadm.files import as_csv, as_markdown, atomic_write
+from edadm.quantization.layers import BINS
+from edadm.quantization.quantizer import symmetric_range
 
 SIZES = ((4096, 4096, 40), (1024, 1024, 80), (256, 256, 160), (4096, 77, 40))  # queries, keys, channels of a head
 HEADS = 8
 WAYS = ("float", "static", "exponent")
 OPERAND = np.float32(4 / 127)  # the scale of normal q, k and v
-SHRINKS = np.arange(1, 101) / 100
 
 
-def probabilities(q: np.ndarray, k: np.ndarray) -> np.ndarray:
-    """The softmax (heads, queries, keys) of q (heads, queries, d) and k (heads, keys, d)."""
-    scores = np.einsum("hqd,hkd->hqk", q, k) * q.shape[-1] ** -0.5
-    exponents = np.exp(scores - scores.max(-1, keepdims=True))
-    return exponents / exponents.sum(-1, keepdims=True)
-
-
-def softmax_scale(p: np.ndarray) -> np.float32:
-    """The scale of 0..255 with the least squared error on probabilities."""
-    scales = np.float32(p.max() / 255 * SHRINKS)
-    return min(scales, key=lambda scale: np.square(np.clip(np.rint(p / scale), 0, 255) * scale - p).sum())
+def softmax_scale(p: Tensor) -> np.float32:
+    """What the search for ranges makes the scale of probabilities."""
+    largest = p.max().item()
+    histogram = torch.histc(p, BINS, 0, largest).double()
+    return np.float32(symmetric_range(histogram, 0, largest, 8, "mse", signed=False))
 
 
 def graph(way: str, heads: int, queries: int, keys: int, channels: int, scale: np.float32) -> ov.Model:
@@ -74,8 +71,8 @@ def measure(heads: int, sizes: tuple[int, int, int], rounds: int, threads: int) 
     rng = np.random.default_rng(0)
     queries, keys, channels = sizes
     q, k, v = (rng.normal(size=(heads, rows, channels)).astype(np.float32) for rows in (queries, keys, keys))
-    p = probabilities(q, k)
-    exact, scale = np.einsum("hqk,hkd->hqd", p, v), softmax_scale(p[:1, :256])
+    p = torch.softmax(torch.from_numpy(q) @ torch.from_numpy(k).mT * channels**-0.5, -1)
+    exact, scale = (p @ torch.from_numpy(v)).numpy(), softmax_scale(p)
     requests, times = {}, {}
     for body in cpu.BODIES:
         for way in WAYS:
