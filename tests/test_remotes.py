@@ -79,18 +79,23 @@ class Damage:
         return all(path.read_bytes() == content for path, content in self.whole.items())
 
 
+def damaged_and_cloned(space: Workspace, bin_folder: Path, folder: Path, store: Store) -> tuple[Damage, Workspace]:
+    """Damage to what was pushed to the store, and a clone of the project that pulls from it."""
+    store.add_to(space)
+    space.call("dvc", "push")
+    harm = Damage(space, store)
+    other = clone(space, bin_folder, folder)
+    store.add_to(other)
+    return harm, other
+
+
 def md5(path: Path) -> str:
     """The hash of an output's file, and so the name of its object."""
     return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
 def test_damage_is_found_and_mended(space: Workspace, bin_folder: Path, tmp_path: Path, store: Store) -> None:
-    store.add_to(space)
-    space.call("dvc", "push")
-    harm = Damage(space, store)
-
-    other = clone(space, bin_folder, tmp_path / "clone")
-    store.add_to(other)
+    harm, other = damaged_and_cloned(space, bin_folder, tmp_path / "clone", store)
     pulled = other.call("dvc", "pull", "dvc.yaml", check=False)
     assert pulled.returncode != 0
     assert any(oid in pulled.stdout for oid in harm.oids)  # one or the other by its object, or by its output
@@ -106,12 +111,7 @@ def test_damage_is_found_and_mended(space: Workspace, bin_folder: Path, tmp_path
 
 
 def test_clone_and_pull_runs_nothing(space: Workspace, bin_folder: Path, tmp_path: Path, in_folder: Store) -> None:
-    in_folder.add_to(space)
-    space.call("dvc", "push")
-    harm = Damage(space, in_folder)
-
-    other = clone(space, bin_folder, tmp_path / "clone")
-    in_folder.add_to(other)
+    harm, other = damaged_and_cloned(space, bin_folder, tmp_path / "clone", in_folder)
     # who has no good copy is told what is wrong, and leaves it
     code, lines = heal(other)
     assert code == 1 and lines[-1].endswith(" 0 mended, 2 left")
